@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The pure half of the contract between the loop driver and a parser.
+//!
+//! A parser never moves data. It *resolves* a guest range to an extent of the image file and leaves
+//! the bytes to the driver. Everything in this module is plain `core` Rust: no kernel, no `unsafe`,
+//! no allocation, no I/O. The same files are compiled into `loop.ko` and into the host test
+//! workspace (`tools/testing/host`), so that a format can be tested, fuzzed and crash-tested
+//! without a kernel.
+//!
+//! All positions and lengths are bytes (`u64`) unless a name says `sector` (512 bytes). *Guest*
+//! positions count from the start of the virtual disk, *host* offsets from the start of the image
+//! file.
+
+mod error;
+mod map;
+mod probe;
+mod tables;
+
+pub use error::{
+    Error,
+    Fault,
+    Result, //
+};
+pub use map::{
+    Allocate,
+    Disk,
+    Extent,
+    Map,
+    Placement,
+    Reservation,
+    Reserved, //
+};
+pub use probe::{
+    Probe,
+    Verdict, //
+};
+pub use tables::{
+    Tables,
+    TablesMut, //
+};
+
+/// Bytes in a sector, the unit in which all three format families count.
+pub const SECTOR_SIZE: u64 = 512;
