@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making room for a guest write, in an order that is a type.
+//!
+//! An [`Allocating`] goes from [`Reserved`](state::Reserved) (space is there, nobody sees it) to
+//! [`Written`](state::Written) (the guest's bytes are in the page cache) to
+//! [`Durable`](state::Durable) (they are on stable storage, where the crash rules ask for it), and
+//! only that can publish the pointer. Dropping it early gives the space back.
+//!
+//! The image's mutex is held while space is reserved and while the pointer is stored, not while data
+//! are written. Two writers to one allocation unit meet in [`Pending`]: the second waits for the
+//! first and then finds the unit allocated.
+
+use core::marker::PhantomData;
+
+use crate::{
+    contract::{
+        self,
+        Error,
+        Reservation,
+        Result, //
+    },
+    image::Image,
+    sys::file::BackingFile,
+    tables::{
+        store_error,
+        LockedTables, //
+    }, //
+};
+
+/// Most allocations of one image that can be under way at once; more of them wait. Memory does not
+/// grow with the queue depth.
+const MAX_PENDING: usize = 16;
+
+/// Guest ranges (start, end) that are being allocated.
+pub(crate) struct Pending([Option<(u64, u64)>; MAX_PENDING]);
+
+impl Pending {
+    pub(crate) const fn new() -> Self {
+        Self([None; MAX_PENDING])
+    }
+
+    /// Enters a range; `None` if it has to wait for another one to be done.
+    fn enter(&mut self, start: u64, end: u64) -> Option<usize> {
+        let busy = |range: &(u64, u64)| range.0 < end && start < range.1;
+        if self.0.iter().flatten().any(busy) {
+            return None;
+        }
+        let free = self.0.iter().position(Option::is_none)?;
+        *self.0.get_mut(free)? = Some((start, end));
+        Some(free)
+    }
+
+    fn leave(&mut self, slot: usize) {
+        if let Some(entry) = self.0.get_mut(slot) {
+            *entry = None;
+        }
+    }
+}
+
+/// How far an allocation has come.
+pub(crate) mod state {
+    /// Space is there; nobody sees it.
+    pub(crate) struct Reserved;
+    /// The guest's bytes are in it.
+    pub(crate) struct Written;
+    /// They are durable, if they have to be.
+    pub(crate) struct Durable;
+}
+
+/// An allocation under way.
+pub(crate) struct Allocating<'a, S> {
+    inner: Inner<'a>,
+    _state: PhantomData<S>,
+}
+
+/// Gives everything back when dropped.
+struct Inner<'a> {
+    image: &'a Image,
+    file: &'a BackingFile,
+    slot: usize,
+    space: Option<Reservation>,
+}
+
+/// Reserves space for the allocation unit at guest range `pos..pos + len`, on behalf of a write of
+/// `count` bytes at `at`. `None`: nothing is needed any more, resolve again.
+pub(crate) fn reserve<'a>(
+    image: &'a Image,
+    file: &'a BackingFile,
+    unit: (u64, u64),
+    at: u64,
+    count: u64,
+) -> Result<Option<Allocating<'a, state::Reserved>>> {
+    let (pos, len) = unit;
+    let end = pos.saturating_add(len);
+    let mut allocation = image.allocation.lock();
+    let slot = loop {
+        if let Some(slot) = allocation.pending.enter(pos, end) {
+            break slot;
+        }
+        image.pending_changed.wait(&mut allocation);
+    };
+    let mut tables = LockedTables::new(image, file);
+    let reserved = allocation.alloc.reserve(&mut tables, at, count);
+    let space = match reserved {
+        Ok(contract::Reserved::Space(space)) => checked(space, at).map(Some),
+        Ok(contract::Reserved::Ready) => Ok(None),
+        Err(error) => Err(error),
+    };
+    drop(allocation);
+    // From here on dropping `inner` leaves the slot.
+    let mut inner = Inner {
+        image,
+        file,
+        slot,
+        space: None,
+    };
+    inner.space = space?;
+    Ok(inner.space.is_some().then_some(Allocating {
+        inner,
+        _state: PhantomData,
+    }))
+}
+
+/// The range asked for must be in the space that was given.
+fn checked(space: Reservation, at: u64) -> Result<Reservation> {
+    let end = space.pos.checked_add(space.len);
+    if space.pos <= at && end.is_some_and(|end| at < end) {
+        Ok(space)
+    } else {
+        Err(Error::malformed("parser reserved an impossible space", 0))
+    }
+}
+
+impl<'a, S> Allocating<'a, S> {
+    fn into<N>(self) -> Allocating<'a, N> {
+        Allocating {
+            inner: self.inner,
+            _state: PhantomData,
+        }
+    }
+}
+
+impl<'a> Allocating<'a, state::Reserved> {
+    /// Host offset for guest position `at`, and how many bytes from there belong to the space.
+    pub(crate) fn place(&self, at: u64) -> Result<(u64, u64)> {
+        let impossible = Error::malformed("parser reserved an impossible space", 0);
+        let space = self.inner.space.as_ref().ok_or(impossible)?;
+        let skip = at.checked_sub(space.pos).ok_or(impossible)?;
+        let offset = space.offset.checked_add(skip).ok_or(impossible)?;
+        let len = space.len.checked_sub(skip).ok_or(impossible)?;
+        Ok((offset, len))
+    }
+
+    /// The guest's bytes are in the page cache.
+    pub(crate) fn written(self) -> Allocating<'a, state::Written> {
+        self.into()
+    }
+}
+
+impl<'a> Allocating<'a, state::Written> {
+    /// Makes them durable, if the crash rules ask for it.
+    pub(crate) fn make_durable(self) -> Result<Allocating<'a, state::Durable>> {
+        let inner = &self.inner;
+        if inner.space.as_ref().is_some_and(|space| space.sync_before_publish) {
+            inner.image.sync(inner.file).map_err(store_error)?;
+        }
+        Ok(self.into())
+    }
+}
+
+impl Allocating<'_, state::Durable> {
+    /// Stores the pointer: from now on the guest range is allocated.
+    pub(crate) fn publish(mut self) -> Result {
+        let inner = &mut self.inner;
+        let Some(space) = inner.space else {
+            return Ok(());
+        };
+        let mut allocation = inner.image.allocation.lock();
+        let mut tables = LockedTables::new(inner.image, inner.file);
+        allocation.alloc.publish(&mut tables, &space)?;
+        // Published: no longer ours to give back.
+        inner.space = None;
+        Ok(())
+    }
+}
+
+impl Drop for Inner<'_> {
+    fn drop(&mut self) {
+        let mut allocation = self.image.allocation.lock();
+        if let Some(space) = self.space.take() {
+            allocation.alloc.release(&space);
+        }
+        allocation.pending.leave(self.slot);
+        drop(allocation);
+        self.image.pending_changed.notify_all();
+    }
+}

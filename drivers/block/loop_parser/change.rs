@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `LOOP_CHANGE_FD`: another file of the same size under a read-only device.
+
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+use crate::{
+    attributes,
+    configure::{
+        open_image,
+        reread_partitions,
+        validate_file,
+        validation_lock, //
+    },
+    device::{
+        AttachedFile,
+        Config,
+        Device, //
+    },
+    geometry::{
+        can_use_direct,
+        sync_direct, //
+    },
+    select::Choice,
+    sys::{
+        bdev::BlockDevice,
+        bindings::{
+            LO_FLAGS_DIRECT_IO,
+            LO_FLAGS_PARTSCAN,
+            LO_FLAGS_READ_ONLY, //
+        },
+        disk::Frozen,
+        file::BackingFile, //
+    }, //
+};
+
+/// Puts the file `fd` in the place of the device's file. The device has to be read-only and the
+/// guest disk in the new file of the same size.
+pub(crate) fn change_fd(device: &Device, bdev: &BlockDevice, fd: u32) -> Result {
+    let file = Arc::new(BackingFile::from_fd(fd)?, GFP_KERNEL)?;
+    let disk = device.disk_ref();
+    let result = change(device, bdev, &file);
+    disk.suppress_uevents(false);
+    if matches!(result, Ok(true)) {
+        reread_partitions(device);
+    }
+    disk.uevent_change();
+    result.map(|_| ())
+}
+
+/// Returns whether to look for partitions.
+fn change(device: &Device, bdev: &BlockDevice, file: &Arc<BackingFile>) -> Result<bool> {
+    let choice = {
+        let config = device.config_killable()?;
+        check(&config)?;
+        config.choice.unwrap_or_else(Choice::default)
+    };
+    {
+        let _validate = validation_lock(file);
+        validate_file(file, bdev)?;
+    }
+    let attached = open_image(device, file, &choice, false)?;
+    device.disk_ref().suppress_uevents(true);
+    let (old, scan) = {
+        let _validate = validation_lock(file);
+        validate_file(file, bdev)?;
+        let mut config = device.config_killable()?;
+        check(&config)?;
+        let old = replace(device, &mut config, attached)?;
+        (old, config.has_flag(LO_FLAGS_PARTSCAN))
+    };
+    // Outside the locks: closing the file can take the `open_mutex` of another disk.
+    drop(old);
+    Ok(scan)
+}
+
+fn check(config: &Config) -> Result {
+    config.bound()?;
+    if config.has_flag(LO_FLAGS_READ_ONLY) {
+        Ok(())
+    } else {
+        Err(EINVAL)
+    }
+}
+
+/// Switches the files and returns the old one.
+fn replace(
+    device: &Device,
+    config: &mut Config,
+    attached: AttachedFile,
+) -> Result<Option<AttachedFile>> {
+    let disk = device.disk_ref();
+    let before = config.bound()?;
+    if config.capacity(&attached) != config.capacity(before) {
+        return Err(EINVAL);
+    }
+    // Direct I/O may follow; a failure shows again there.
+    let _ = attached.file.fsync();
+    disk.media_change();
+    attributes::hide(device, before.user.image());
+    attributes::show(device, attached.user.image());
+    let frozen = disk.freeze();
+    switch(device, config, attached, frozen)
+}
+
+fn switch(
+    device: &Device,
+    config: &mut Config,
+    attached: AttachedFile,
+    frozen: Frozen<'_, Device>,
+) -> Result<Option<AttachedFile>> {
+    if attached.file.is_o_direct() {
+        config.flags |= LO_FLAGS_DIRECT_IO;
+    }
+    if !can_use_direct(device.disk_ref(), config, &attached) {
+        config.flags &= !LO_FLAGS_DIRECT_IO;
+    }
+    let binding = config.binding(&attached)?;
+    let old_binding = frozen.rebind(Some(binding));
+    drop(frozen);
+    drop(old_binding);
+    let old = config.attached.replace(attached);
+    sync_direct(config);
+    Ok(old)
+}

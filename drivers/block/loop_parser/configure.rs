@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Attaching: `LOOP_CONFIGURE`, `LOOP_SET_FD`, and what they share with `LOOP_CHANGE_FD`.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        Arc,
+        GlobalGuard, //
+    }, //
+};
+
+use crate::{
+    attributes,
+    contract::Error as ImageError,
+    device::{
+        AttachedFile,
+        Config,
+        Device,
+        Phase, //
+    },
+    geometry::{
+        self,
+        can_use_direct, //
+    },
+    image::ImageUser,
+    select::{
+        select,
+        Choice, //
+    },
+    status::Settings,
+    sys::{
+        bdev::{
+            BlockDevice,
+            OpenMode, //
+        },
+        bindings::{
+            loop_config,
+            LO_FLAGS_AUTOCLEAR,
+            LO_FLAGS_DIRECT_IO,
+            LO_FLAGS_PARTSCAN,
+            LO_FLAGS_READ_ONLY,
+            LP_LOOP_MAJOR,
+            LP_MINORBITS, //
+        },
+        file::{
+            BackingFile,
+            Kind, //
+        },
+        globals::VALIDATE,
+        limits::LimitsUpdate,
+        module::ModuleRef, //
+    }, //
+};
+
+/// Flags that `LOOP_CONFIGURE` takes.
+const SETTABLE: u32 =
+    LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR | LO_FLAGS_PARTSCAN | LO_FLAGS_DIRECT_IO;
+
+/// Binds the device to the file `request.fd`.
+///
+/// Everything that can refuse the attach comes before anything is changed: a refused one leaves the
+/// device as it was.
+pub(crate) fn configure(
+    device: &Device,
+    bdev: &BlockDevice,
+    mode: OpenMode,
+    request: &loop_config,
+) -> Result {
+    let file = Arc::new(BackingFile::from_fd(request.fd)?, GFP_KERNEL)?;
+    // Under an exclusive owner the device must not change.
+    let claim = if mode.exclusive() {
+        None
+    } else {
+        Some(bdev.claim()?)
+    };
+    let choice = check(device, bdev, &file)?;
+    if request.info.lo_flags & !SETTABLE != 0 {
+        return Err(EINVAL);
+    }
+    let settings = Settings::from_info(&request.info)?;
+    let mut flags = request.info.lo_flags;
+    if !file.is_writable() || !mode.write() {
+        flags |= LO_FLAGS_READ_ONLY;
+    }
+    let attached = open_image(device, &file, &choice, flags & LO_FLAGS_READ_ONLY == 0)?;
+    let scan = bind(device, bdev, attached, settings, flags, request.block_size)?;
+    if scan {
+        reread_partitions(device);
+    }
+    drop(claim);
+    Ok(())
+}
+
+/// The checks that need no look into the file. Returns the parser that was chosen for the device.
+fn check(device: &Device, bdev: &BlockDevice, file: &BackingFile) -> Result<Choice> {
+    let choice = {
+        let config = device.config_killable()?;
+        if config.phase() != Phase::Unbound {
+            return Err(EBUSY);
+        }
+        config.choice.unwrap_or_else(Choice::default)
+    };
+    let _validate = validation_lock(file);
+    validate_file(file, bdev)?;
+    Ok(choice)
+}
+
+/// `VALIDATE`, if the file is a loop device. Nobody else has to wait for anybody.
+pub(crate) fn validation_lock(file: &BackingFile) -> Option<GlobalGuard<VALIDATE>> {
+    let on_loop = file.block_device().is_some_and(is_loop);
+    on_loop.then(|| VALIDATE.lock())
+}
+
+/// Refuses files that lead back to the device itself, and what is neither a regular file nor a
+/// block device. The caller holds [`validation_lock`].
+pub(crate) fn validate_file(file: &BackingFile, bdev: &BlockDevice) -> Result {
+    let mut below: Option<Arc<BackingFile>> = None;
+    loop {
+        let current = below.as_deref().unwrap_or(file);
+        let Some(lower) = current.block_device().filter(|lower| is_loop(lower)) else {
+            break;
+        };
+        if lower.dev() == bdev.dev() {
+            return Err(EBADF);
+        }
+        let lower = lower.driver_data::<Device>().ok_or(EINVAL)?;
+        let next = match lower.config().bound() {
+            Ok(attached) => attached.file.clone(),
+            Err(_) => return Err(EINVAL),
+        };
+        below = Some(next);
+    }
+    match file.kind() {
+        Kind::Regular | Kind::Block => Ok(()),
+        Kind::Other => Err(EINVAL),
+    }
+}
+
+fn is_loop(bdev: &BlockDevice) -> bool {
+    bdev.dev() >> LP_MINORBITS == LP_LOOP_MAJOR
+}
+
+/// Finds the parser and lets it attach the image. Takes no lock of the device: a module may have to
+/// be loaded.
+pub(crate) fn open_image(
+    device: &Device,
+    file: &Arc<BackingFile>,
+    choice: &Choice,
+    writable: bool,
+) -> Result<AttachedFile> {
+    let module = ModuleRef::try_get(crate::this_module()).ok_or(ENODEV)?;
+    let parser = select(file, choice, device.number())?;
+    let name = parser.name;
+    let user = ImageUser::open(file, parser, choice, writable).map_err(|error| {
+        refused(device, name, &error);
+        Error::from_errno(error.to_errno())
+    })?;
+    Ok(AttachedFile {
+        user,
+        file: file.clone(),
+        align: file.dio_align(),
+        _module: module,
+    })
+}
+
+/// The one log line of a refused attach.
+fn refused(device: &Device, parser: &CStr, error: &ImageError) {
+    let number = device.number();
+    let parser = kernel::str::BStr::from_bytes(parser.to_bytes());
+    let hint = match error {
+        ImageError::NeedsReadOnly(_) => " (attach it read-only: losetup -r)",
+        _ => "",
+    };
+    match (error.fault(), error) {
+        (Some(fault), _) => pr_err!(
+            "loop{number}: refused: {parser}: {} at byte {}{hint}\n",
+            fault.what,
+            fault.at
+        ),
+        (None, ImageError::BadOption) => {
+            pr_err!("loop{number}: refused: {parser}: unknown option in loop/parser\n");
+        }
+        (None, _) => pr_err!(
+            "loop{number}: refused: {parser}: {:?}\n",
+            Error::from_errno(error.to_errno())
+        ),
+    }
+}
+
+/// Binds the device to an attached image. Returns whether to look for partitions.
+fn bind(
+    device: &Device,
+    bdev: &BlockDevice,
+    attached: AttachedFile,
+    settings: Settings,
+    flags: u32,
+    block_size: u32,
+) -> Result<bool> {
+    let validate = validation_lock(&attached.file);
+    validate_file(&attached.file, bdev)?;
+    let mut config = device.config_killable()?;
+    if config.phase() != Phase::Unbound {
+        return Err(EBUSY);
+    }
+    device.prepare_workers()?;
+    let scan = {
+        let disk = device.disk_ref();
+        disk.suppress_uevents(true);
+        let scan = bind_locked(device, &mut config, attached, settings, flags, block_size);
+        disk.suppress_uevents(false);
+        scan
+    };
+    let scan = match scan {
+        Ok(scan) => scan,
+        Err(Failure(error, attached)) => {
+            drop(config);
+            drop(validate);
+            drop(attached);
+            return Err(error);
+        }
+    };
+    device.disk_ref().uevent_change();
+    announce(device, &config);
+    Ok(scan)
+}
+
+/// A failed bind gives the file back: it must be closed outside the lock.
+struct Failure(Error, Option<AttachedFile>);
+
+fn bind_locked(
+    device: &Device,
+    config: &mut Config,
+    mut attached: AttachedFile,
+    settings: Settings,
+    flags: u32,
+    block_size: u32,
+) -> core::result::Result<bool, Failure> {
+    let disk = device.disk_ref();
+    config.flags = flags;
+    settings.apply(config);
+    if attached.file.is_o_direct() {
+        config.flags |= LO_FLAGS_DIRECT_IO;
+    }
+    device.reset_withdrawn();
+    let mut limits = LimitsUpdate::start(disk);
+    geometry::update_limits(config, &attached, &mut limits, block_size);
+    if let Err(error) = limits.commit() {
+        return Err(Failure(error, Some(attached)));
+    }
+    // Direct I/O may follow: write back now what the page cache has, so that the single I/Os need
+    // not. A failure shows there again.
+    let _ = attached.file.fsync();
+    if !can_use_direct(disk, config, &attached) {
+        config.flags &= !LO_FLAGS_DIRECT_IO;
+    }
+    attached.user.set_direct(config.has_flag(LO_FLAGS_DIRECT_IO));
+    let bound = config
+        .binding(&attached)
+        .and_then(|binding| disk.bind(binding));
+    if let Err(error) = bound {
+        return Err(Failure(error, Some(attached)));
+    }
+    disk.media_change();
+    disk.set_read_only(config.has_flag(LO_FLAGS_READ_ONLY));
+    attributes::show(device, attached.user.image());
+    disk.set_capacity(config.capacity(&attached));
+    config.attached = Some(attached);
+    device.set_phase(config, Phase::Bound);
+    if device.always_scans() {
+        config.flags |= LO_FLAGS_PARTSCAN;
+    }
+    let scan = config.has_flag(LO_FLAGS_PARTSCAN);
+    if scan {
+        disk.set_partition_scan(true);
+    }
+    Ok(scan)
+}
+
+/// The acknowledging log line of an image; raw files are as silent as with the C driver.
+fn announce(device: &Device, config: &Config) {
+    let Some(attached) = &config.attached else {
+        return;
+    };
+    let image = attached.user.image();
+    if image.is_raw() {
+        return;
+    }
+    let mode = if config.has_flag(LO_FLAGS_READ_ONLY) {
+        "read-only"
+    } else {
+        "read-write"
+    };
+    pr_info!(
+        "loop{}: {} {} image, {} bytes, {mode}\n",
+        device.number(),
+        image.parser_name(),
+        image.disk().variant,
+        image.disk().size
+    );
+    if let Some(fault) = image.warning() {
+        pr_warn!(
+            "loop{}: {}: {} at byte {}; served nevertheless\n",
+            device.number(),
+            image.parser_name(),
+            fault.what,
+            fault.at
+        );
+    }
+}
+
+/// Looks for partitions; the caller holds no lock.
+pub(crate) fn reread_partitions(device: &Device) {
+    if let Err(error) = device.disk_ref().reread_partitions() {
+        pr_warn!(
+            "loop{}: partition scan failed ({error:?})\n",
+            device.number()
+        );
+    }
+}

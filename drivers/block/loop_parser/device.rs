@@ -1,0 +1,484 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A loop device.
+//!
+//! Locking, outermost first:
+//!
+//! ```text
+//!   VALIDATE (only while binding to another loop device, changing the file, or clearing)
+//!     -> Device::config (the C driver's lo_mutex)
+//!       -> queue limits lock -> queue freeze
+//! ```
+//!
+//! `fput` and everything that may wait for sysfs readers happens outside `config`. Requests look at
+//! the [`Binding`] only, which is replaced while the queue is frozen.
+
+use kernel::{
+    impl_has_work,
+    new_work,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::{
+                Acquire,
+                Relaxed,
+                Release, //
+            },
+            Atomic, //
+        },
+        Arc,
+        ArcBorrow,
+        SetOnce, //
+    },
+    workqueue::{
+        Work,
+        WorkItem, //
+    }, //
+};
+
+use crate::{
+    image::{
+        Image,
+        ImageUser, //
+    },
+    ioctl,
+    select::Choice,
+    service,
+    sys::{
+        bdev::{
+            BlockDevice,
+            OpenMode, //
+        },
+        bindings::{
+            LO_FLAGS_AUTOCLEAR,
+            LO_FLAGS_DIRECT_IO,
+            LO_FLAGS_READ_ONLY,
+            LP_FALLOC_FL_PUNCH_HOLE,
+            LP_FALLOC_FL_ZERO_RANGE, //
+        },
+        disk::{
+            Disk,
+            DiskOps, //
+        },
+        file::{
+            BackingFile,
+            DioAlign, //
+        },
+        limits::LimitsUpdate,
+        module::ModuleRef,
+        mutex::{
+            KillableMutex,
+            MutexGuard, //
+        },
+        queue::Backlog,
+        request::Request,
+        work::{
+            WorkQueue,
+            WorkerContext, //
+        }, //
+    },
+    unbind, //
+};
+
+/// Most sectors of one request, the C driver's number.
+const MAX_SECTORS: u32 = 2560;
+
+/// Where a device is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Nothing is attached.
+    Unbound,
+    /// A file is attached.
+    Bound,
+    /// The last user is closing; the file is being detached.
+    Rundown,
+    /// The device is being removed.
+    Deleting,
+}
+
+/// What the device's mutex protects.
+pub(crate) struct Config {
+    phase: Phase,
+    pub(crate) offset: u64,
+    pub(crate) size_limit: u64,
+    pub(crate) flags: u32,
+    pub(crate) file_name: [u8; FILE_NAME_SIZE],
+    pub(crate) attached: Option<AttachedFile>,
+    /// What the user chose for the next attach; `None`: the module's default.
+    pub(crate) choice: Option<Choice>,
+}
+
+/// Bytes of `lo_file_name`.
+pub(crate) const FILE_NAME_SIZE: usize = 64;
+
+/// The file of a bound device. Dropping it may sleep and take the `open_mutex` of another disk: not
+/// under [`Device::config`].
+pub(crate) struct AttachedFile {
+    pub(crate) user: ImageUser,
+    pub(crate) file: Arc<BackingFile>,
+    pub(crate) align: DioAlign,
+    /// A bound device keeps the driver loaded.
+    pub(crate) _module: ModuleRef,
+}
+
+impl Config {
+    const fn new() -> Self {
+        Self {
+            phase: Phase::Unbound,
+            offset: 0,
+            size_limit: 0,
+            flags: 0,
+            file_name: [0; FILE_NAME_SIZE],
+            attached: None,
+            choice: None,
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    pub(crate) fn has_flag(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The file, or `ENXIO`.
+    pub(crate) fn bound(&self) -> Result<&AttachedFile> {
+        match (self.phase, &self.attached) {
+            (Phase::Bound, Some(attached)) => Ok(attached),
+            _ => Err(ENXIO),
+        }
+    }
+
+    /// Capacity of the device in sectors: the window of the guest disk.
+    pub(crate) fn capacity(&self, attached: &AttachedFile) -> u64 {
+        let disk = attached.user.image().size(&attached.file);
+        let rest = disk.saturating_sub(self.offset);
+        let window = match self.size_limit {
+            0 => rest,
+            limit => rest.min(limit),
+        };
+        window >> 9
+    }
+
+    /// What requests have to know of this configuration.
+    pub(crate) fn binding(&self, attached: &AttachedFile) -> Result<KBox<Binding>> {
+        let direct = self.has_flag(LO_FLAGS_DIRECT_IO).then_some(attached.align);
+        Ok(KBox::new(
+            Binding {
+                file: attached.file.clone(),
+                image: attached.user.image().clone(),
+                offset: self.offset,
+                direct,
+                read_only: self.has_flag(LO_FLAGS_READ_ONLY),
+            },
+            GFP_KERNEL,
+        )?)
+    }
+}
+
+/// What requests in flight look at; constant while they do.
+pub(crate) struct Binding {
+    image: Arc<Image>,
+    file: Arc<BackingFile>,
+    /// Guest position of the device's first byte.
+    offset: u64,
+    direct: Option<DioAlign>,
+    read_only: bool,
+}
+
+impl Binding {
+    pub(crate) fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    pub(crate) fn file(&self) -> &Arc<BackingFile> {
+        &self.file
+    }
+
+    /// The alignment direct I/O needs, if the device is in that mode.
+    pub(crate) fn direct(&self) -> Option<DioAlign> {
+        self.direct
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Whether reads may be answered from the file's page cache without asking the file system.
+    pub(crate) fn serves_cached_reads(&self) -> bool {
+        self.image.is_peekable() && self.direct.is_none()
+    }
+
+    /// Guest position of the cursor of a request.
+    pub(crate) fn guest_pos(&self, request: &Request<Device>) -> Option<u64> {
+        self.offset
+            .checked_add(request.pos())?
+            .checked_add(u64::from(request.done()))
+    }
+}
+
+/// A loop device.
+#[pin_data]
+pub(crate) struct Device {
+    number: u32,
+    disk: Disk<Device>,
+    /// A copy of `Config::phase` for those who look without the lock.
+    phase: Atomic<u32>,
+    /// Modes of fallocate that the file system turned out not to have.
+    withdrawn: Atomic<u32>,
+    part_shift: u32,
+    #[pin]
+    config: KillableMutex<Config>,
+    #[pin]
+    backlog: Backlog<Device>,
+    queue: SetOnce<WorkQueue>,
+    #[pin]
+    worker0: Work<Device, 0>,
+    #[pin]
+    worker1: Work<Device, 1>,
+    #[pin]
+    worker2: Work<Device, 2>,
+    #[pin]
+    worker3: Work<Device, 3>,
+    #[pin]
+    withdraw: Work<Device, 4>,
+}
+
+impl_has_work! {
+    impl HasWork<Device, 0> for Device { self.worker0 }
+    impl HasWork<Device, 1> for Device { self.worker1 }
+    impl HasWork<Device, 2> for Device { self.worker2 }
+    impl HasWork<Device, 3> for Device { self.worker3 }
+    impl HasWork<Device, 4> for Device { self.withdraw }
+}
+
+impl Device {
+    /// Allocates a device; its disk does not appear yet.
+    pub(crate) fn new(number: u32, depth: u32, part_shift: u32) -> Result<Arc<Self>> {
+        let disk = Disk::alloc(depth, MAX_SECTORS)?;
+        disk.set_partition_scan(part_shift != 0);
+        Arc::pin_init(
+            pin_init!(Self {
+                number,
+                disk,
+                phase: Atomic::new(Phase::Unbound as u32),
+                withdrawn: Atomic::new(0),
+                part_shift,
+                config <- KillableMutex::new(
+                    Config::new(),
+                    c"loop_config",
+                    kernel::static_lock_class!(),
+                ),
+                backlog <- Backlog::new(),
+                queue: SetOnce::new(),
+                worker0 <- new_work!("loop_worker"),
+                worker1 <- new_work!("loop_worker"),
+                worker2 <- new_work!("loop_worker"),
+                worker3 <- new_work!("loop_worker"),
+                withdraw <- new_work!("loop_withdraw"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.number
+    }
+
+    pub(crate) fn disk_ref(&self) -> &Disk<Device> {
+        &self.disk
+    }
+
+    /// Whether partitions are scanned for on every device (`max_part`).
+    pub(crate) fn always_scans(&self) -> bool {
+        self.part_shift != 0
+    }
+
+    /// Locks the configuration; `EINTR` if the task was killed meanwhile.
+    pub(crate) fn config_killable(&self) -> Result<MutexGuard<'_, Config>> {
+        self.config.lock_killable()
+    }
+
+    /// Locks the configuration.
+    pub(crate) fn config(&self) -> MutexGuard<'_, Config> {
+        self.config.lock()
+    }
+
+    /// Moves the device on in its life.
+    pub(crate) fn set_phase(&self, config: &mut Config, phase: Phase) {
+        config.phase = phase;
+        self.phase.store(phase as u32, Release);
+    }
+
+    /// Whether the device looked unbound just now.
+    pub(crate) fn looks_unbound(&self) -> bool {
+        self.phase.load(Acquire) == Phase::Unbound as u32
+    }
+
+    /// Allocates the work queue, which stays until the device is removed.
+    pub(crate) fn prepare_workers(&self) -> Result {
+        if self.queue.as_ref().is_none() {
+            self.queue.populate(WorkQueue::new(self.number)?);
+        }
+        Ok(())
+    }
+
+    /// Hands a request to a worker. From any context.
+    fn defer(this: ArcBorrow<'_, Self>, request: Request<Device>) {
+        let Some(queue) = this.queue.as_ref() else {
+            return request.end(Err(EIO));
+        };
+        let queue = queue.queue();
+        let device: Arc<Device> = this.into();
+        // A worker that is asked for is not queued: the backlog asks for it once, and again only
+        // when it has said that it found nothing to do.
+        let _ = match this.backlog.push(request) {
+            Some(0) => queue.enqueue::<_, 0>(device).is_ok(),
+            Some(1) => queue.enqueue::<_, 1>(device).is_ok(),
+            Some(2) => queue.enqueue::<_, 2>(device).is_ok(),
+            Some(_) => queue.enqueue::<_, 3>(device).is_ok(),
+            None => true,
+        };
+    }
+
+    fn work(&self, worker: u32) {
+        let context = WorkerContext::enter();
+        while let Some(request) = self.backlog.pop(worker) {
+            service::serve(request);
+            context.cond_resched();
+        }
+    }
+
+    /// The file system has no fallocate of this mode after all: stop advertising it. The limits
+    /// lock must not be waited for here: its holder may be waiting for this very request.
+    pub(crate) fn withdraw_fallocate(this: ArcBorrow<'_, Self>, mode: i32) {
+        let seen = this.withdrawn.load(Relaxed);
+        this.withdrawn.store(seen | mode.unsigned_abs(), Relaxed);
+        if let Some(queue) = this.queue.as_ref() {
+            let device: Arc<Device> = this.into();
+            // Queued already: it will look at what was just stored.
+            let _ = queue.queue().enqueue::<_, 4>(device).is_ok();
+        }
+    }
+
+    /// Forgets what earlier files could not do.
+    pub(crate) fn reset_withdrawn(&self) {
+        self.withdrawn.store(0, Relaxed);
+    }
+
+    fn apply_withdrawn(&self) {
+        let mut limits = LimitsUpdate::start(&self.disk);
+        let withdrawn = self.withdrawn.load(Relaxed);
+        if withdrawn & LP_FALLOC_FL_ZERO_RANGE.unsigned_abs() != 0 {
+            limits.max_write_zeroes_sectors = 0;
+        }
+        if withdrawn & LP_FALLOC_FL_PUNCH_HOLE.unsigned_abs() != 0 {
+            limits.max_hw_discard_sectors = 0;
+            limits.discard_granularity = 0;
+        }
+        if limits.commit().is_err() {
+            pr_warn!("loop{}: cannot withdraw discard limits\n", self.number);
+        }
+    }
+}
+
+impl WorkItem<0> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        this.work(0);
+    }
+}
+
+impl WorkItem<1> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        this.work(1);
+    }
+}
+
+impl WorkItem<2> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        this.work(2);
+    }
+}
+
+impl WorkItem<3> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        this.work(3);
+    }
+}
+
+impl WorkItem<4> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        this.apply_withdrawn();
+    }
+}
+
+impl DiskOps for Device {
+    type Binding = Binding;
+
+    fn disk(&self) -> &Disk<Self> {
+        &self.disk
+    }
+
+    fn open(&self) -> Result {
+        match self.config_killable()?.phase() {
+            Phase::Unbound | Phase::Bound => Ok(()),
+            Phase::Rundown | Phase::Deleting => Err(ENXIO),
+        }
+    }
+
+    fn release(&self) {
+        if self.disk.openers() > 0 {
+            return;
+        }
+        let mut config = self.config();
+        if config.phase() == Phase::Bound && config.has_flag(LO_FLAGS_AUTOCLEAR) {
+            self.set_phase(&mut config, Phase::Rundown);
+        }
+        let detach = config.phase() == Phase::Rundown;
+        drop(config);
+        if detach {
+            unbind::detach(self);
+        }
+    }
+
+    fn ioctl(&self, bdev: &BlockDevice, mode: OpenMode, cmd: u32, arg: usize) -> Result {
+        ioctl::native(self, bdev, mode, cmd, arg)
+    }
+
+    fn compat_ioctl(&self, bdev: &BlockDevice, mode: OpenMode, cmd: u32, arg: usize) -> Result {
+        ioctl::compat(self, bdev, mode, cmd, arg)
+    }
+
+    fn queue_rq(this: ArcBorrow<'_, Self>, request: Request<Self>) {
+        if this.phase.load(Acquire) != Phase::Bound as u32 {
+            return request.end(Err(EIO));
+        }
+        if let Some(request) = service::serve_cached(request) {
+            Device::defer(this, request);
+        }
+    }
+
+    fn direct_done(request: Request<Self>, moved: Result<usize>) {
+        if let Some(request) = service::direct_done(request, moved) {
+            let device: Arc<Device> = request.device().into();
+            Device::defer(device.as_arc_borrow(), request);
+        }
+    }
+
+    fn shutdown(&self) {
+        if let Some(queue) = self.queue.as_ref() {
+            queue.flush();
+        }
+    }
+}

@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Queue limits and direct I/O: what the device promises about sizes and alignments.
+
+use kernel::prelude::*;
+
+use crate::{
+    contract::SECTOR_SIZE,
+    device::{
+        AttachedFile,
+        Config,
+        Device, //
+    },
+    sys::{
+        bdev::{
+            BlockDevice,
+            OpenMode, //
+        },
+        bindings::{
+            LO_FLAGS_DIRECT_IO,
+            LO_FLAGS_READ_ONLY, //
+        },
+        disk::Disk,
+        limits::{
+            self,
+            queue_limits,
+            LimitsUpdate, //
+        }, //
+    }, //
+};
+
+const SECTOR: u32 = SECTOR_SIZE as u32;
+
+/// Whether requests can go to the file directly.
+///
+/// A raw file: only if every request would be aligned. An image: where its extents lie is not known
+/// beforehand, so alignment is looked at extent by extent.
+pub(crate) fn can_use_direct(
+    disk: &Disk<Device>,
+    config: &Config,
+    attached: &AttachedFile,
+) -> bool {
+    if !attached.file.can_direct() {
+        return false;
+    }
+    if !attached.user.image().is_raw() {
+        return attached.user.may_go_direct();
+    }
+    let unit = attached.align.offset;
+    let mask = u64::from(unit.max(1) - 1);
+    limits::logical_block_size(disk) >= unit && config.offset & mask == 0
+}
+
+/// Fills in the limits for a file. `block_size` 0 means the default.
+pub(crate) fn update_limits(
+    config: &Config,
+    attached: &AttachedFile,
+    limits: &mut queue_limits,
+    block_size: u32,
+) {
+    let file = &attached.file;
+    let size = if block_size == 0 {
+        default_block_size(config, attached)
+    } else {
+        block_size
+    };
+    limits.logical_block_size = size;
+    limits.physical_block_size = size;
+    limits.io_min = size;
+    set_dma_alignment(config, attached, limits);
+    limits.features &= !(limits::FEAT_WRITE_CACHE | limits::FEAT_ROTATIONAL);
+    if file.has_fsync() && !config.has_flag(LO_FLAGS_READ_ONLY) {
+        limits.features |= limits::FEAT_WRITE_CACHE;
+    }
+    if file.backing_device().is_some_and(BlockDevice::is_rotational) {
+        limits.features |= limits::FEAT_ROTATIONAL;
+    }
+    let (sectors, granularity) = discard(attached);
+    limits.max_hw_discard_sectors = sectors;
+    limits.max_write_zeroes_sectors = sectors;
+    limits.discard_granularity = if sectors == 0 { 0 } else { granularity };
+}
+
+/// Direct I/O to a raw file wants blocks of the file's own unit. Guest disks have sectors of 512
+/// bytes.
+fn default_block_size(config: &Config, attached: &AttachedFile) -> u32 {
+    if config.has_flag(LO_FLAGS_DIRECT_IO) && attached.user.image().is_raw() {
+        attached.align.offset
+    } else {
+        SECTOR
+    }
+}
+
+fn set_dma_alignment(config: &Config, attached: &AttachedFile, limits: &mut queue_limits) {
+    limits.dma_alignment = if config.has_flag(LO_FLAGS_DIRECT_IO) {
+        attached.align.memory_mask.max(SECTOR - 1)
+    } else {
+        SECTOR - 1
+    };
+}
+
+/// Discard sectors and granularity in bytes. A discard of a raw file punches a hole, of a block
+/// device writes zeroes; other images do not have it.
+fn discard(attached: &AttachedFile) -> (u32, u32) {
+    let file = &attached.file;
+    if !attached.user.image().is_raw() {
+        return (0, 0);
+    }
+    if let Some(bdev) = file.block_device() {
+        return (bdev.write_zeroes_sectors(), bdev.discard_granularity());
+    }
+    if !file.has_fallocate() {
+        return (0, 0);
+    }
+    file.fs_block_size()
+        .map_or((0, 0), |size| (u32::MAX >> 9, size))
+}
+
+/// `LOOP_SET_DIRECT_IO`.
+pub(crate) fn set_direct(device: &Device, config: &mut Config, enable: bool) -> Result {
+    let disk = device.disk_ref();
+    config.bound()?;
+    if enable == config.has_flag(LO_FLAGS_DIRECT_IO) {
+        return Ok(());
+    }
+    let attached = config.bound()?;
+    if enable {
+        if !can_use_direct(disk, config, attached) {
+            return Err(EINVAL);
+        }
+        // Dirty pages first; a failure shows again at the next sync.
+        let _ = attached.file.fsync();
+    }
+    let old = config.flags;
+    config.flags ^= LO_FLAGS_DIRECT_IO;
+    let result = switch(device, config);
+    if result.is_err() {
+        config.flags = old;
+    }
+    result
+}
+
+/// Puts a changed direct I/O flag in force.
+fn switch(device: &Device, config: &mut Config) -> Result {
+    let disk = device.disk_ref();
+    let mut limits = LimitsUpdate::start(disk);
+    let attached = config.bound()?;
+    set_dma_alignment(config, attached, &mut limits);
+    let binding = config.binding(attached)?;
+    let frozen = disk.freeze();
+    limits.commit()?;
+    let old = frozen.rebind(Some(binding));
+    drop(frozen);
+    drop(old);
+    sync_direct(config);
+    Ok(())
+}
+
+/// Tells the image whether this device writes directly.
+pub(crate) fn sync_direct(config: &mut Config) {
+    let direct = config.has_flag(LO_FLAGS_DIRECT_IO);
+    if let Some(attached) = &mut config.attached {
+        attached.user.set_direct(direct);
+    }
+}
+
+/// `LOOP_SET_BLOCK_SIZE`.
+pub(crate) fn set_block_size(
+    device: &Device,
+    bdev: &BlockDevice,
+    mode: OpenMode,
+    block_size: usize,
+) -> Result {
+    let _claim = if mode.exclusive() {
+        None
+    } else {
+        Some(bdev.claim()?)
+    };
+    let disk = device.disk_ref();
+    let mut config = device.config_killable()?;
+    config.bound()?;
+    if limits::logical_block_size(disk) as usize == block_size {
+        return Ok(());
+    }
+    bdev.sync_and_invalidate();
+    let mut limits = LimitsUpdate::start(disk);
+    let truncated = u32::try_from(block_size & 0xffff_ffff).map_err(|_| EINVAL)?;
+    update_limits(&config, config.bound()?, &mut limits, truncated);
+    let frozen = disk.freeze();
+    let result = limits.commit();
+    if config.has_flag(LO_FLAGS_DIRECT_IO) && !can_use_direct(disk, &config, config.bound()?) {
+        config.flags &= !LO_FLAGS_DIRECT_IO;
+        let binding = config.binding(config.bound()?)?;
+        let old = frozen.rebind(Some(binding));
+        drop(frozen);
+        drop(old);
+        sync_direct(&mut config);
+    }
+    result
+}
+
+/// `LOOP_SET_CAPACITY`: looks at the size again.
+pub(crate) fn set_capacity(device: &Device, config: &Config) -> Result {
+    let attached = config.bound()?;
+    device.disk_ref().set_capacity(config.capacity(attached));
+    Ok(())
+}
+

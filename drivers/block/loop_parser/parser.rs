@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kernel half of the contract: parsers, their registration, the registry.
+//!
+//! A parser module registers a [`Parser`] under a name and keeps the [`Registration`] in its module
+//! structure. The driver takes a module reference, under the registry's lock, for every image that
+//! the parser serves, so a parser in use cannot be unloaded.
+
+use kernel::{
+    prelude::*,
+    str::BStr, //
+};
+
+use crate::{
+    contract::{
+        self,
+        Allocate,
+        Disk,
+        Fault,
+        Map,
+        Probe,
+        Tables,
+        Verdict, //
+    },
+    sys::{
+        globals::PARSERS,
+        module::ModuleRef, //
+    }, //
+};
+
+/// Build-time stamp of this interface.
+mod stamp {
+    include!(concat!(env!("LOOP_PARSER_OBJ"), "/interface_stamp.rs"));
+}
+
+/// Identifies the interface (its sources, the compiler, the kernel) a parser was compiled against.
+/// There are no symbol versions for Rust, so [`Registration::new`] compares this.
+pub use stamp::INTERFACE_STAMP;
+
+/// What an attach asks of a parser.
+#[derive(Clone, Copy)]
+pub struct AttachRequest<'a> {
+    /// What follows the parser's name and a comma in `/sys/block/loopN/loop/parser`; empty if
+    /// nothing does.
+    pub options: &'a str,
+    /// The device will be writable.
+    pub writable: bool,
+}
+
+/// An attached image.
+pub struct Attached {
+    /// The virtual disk.
+    pub disk: Disk,
+    /// Resolves guest ranges; shared by all tasks.
+    pub map: KBox<dyn Map>,
+    /// Makes room for writes; used under the image's mutex.
+    pub alloc: KBox<dyn Allocate>,
+    /// Something is wrong with the image that does not keep it from being served; logged.
+    pub warning: Option<Fault>,
+}
+
+/// A parser of one image format.
+pub trait Parser: Send + Sync {
+    /// Whether a file is of this format.
+    fn probe(&self, probe: &Probe<'_>) -> Verdict;
+
+    /// Validates an image and prepares to serve it.
+    ///
+    /// Reads O(1) pages through `tables`, whatever the size of the image, and never writes. Checks,
+    /// in this order: magic, version, shift counts, products, bounds against named limits, overlaps
+    /// of header-level regions.
+    ///
+    /// # Errors
+    ///
+    /// A [`contract::Error`] that says what is wrong and where; `Store(-ENOMEM)` if boxing failed.
+    fn attach(
+        &self,
+        tables: &dyn Tables,
+        request: &AttachRequest<'_>,
+    ) -> contract::Result<Attached>;
+}
+
+/// A registered parser.
+#[derive(Clone, Copy)]
+struct Entry {
+    name: &'static CStr,
+    module: &'static ThisModule,
+    parser: &'static dyn Parser,
+}
+
+/// All registered parsers.
+pub(crate) struct Registry(KVec<Entry>);
+
+impl Registry {
+    pub(crate) const fn new() -> Self {
+        Self(KVec::new())
+    }
+}
+
+/// Keeps a parser registered; dropping it unregisters the parser.
+pub struct Registration {
+    name: &'static CStr,
+}
+
+impl Registration {
+    /// Registers `parser` under `name`.
+    ///
+    /// `stamp` is to be the [`INTERFACE_STAMP`] the caller was compiled with; nothing else is
+    /// touched before it was compared. Not inlined: the comparison must be made by the code of
+    /// `loop.ko`.
+    ///
+    /// # Errors
+    ///
+    /// `ENOEXEC` if the module was built against another interface, `EEXIST` if the name is taken,
+    /// `ENOMEM`.
+    #[inline(never)]
+    pub fn new(
+        stamp: u64,
+        name: &'static CStr,
+        module: &'static ThisModule,
+        parser: &'static dyn Parser,
+    ) -> Result<Self> {
+        if stamp != INTERFACE_STAMP {
+            pr_err!("a parser built for another loop module was refused; rebuild both together\n");
+            return Err(ENOEXEC);
+        }
+        let mut registry = PARSERS.lock();
+        let taken = name == c"raw" || registry.0.iter().any(|entry| entry.name == name);
+        if taken {
+            return Err(EEXIST);
+        }
+        registry.0.push(
+            Entry {
+                name,
+                module,
+                parser,
+            },
+            GFP_KERNEL,
+        )?;
+        Ok(Self { name })
+    }
+}
+
+impl Drop for Registration {
+    #[inline(never)]
+    fn drop(&mut self) {
+        PARSERS.lock().0.retain(|entry| entry.name != self.name);
+    }
+}
+
+/// A parser in use: its module stays loaded.
+pub(crate) struct BoundParser {
+    pub(crate) name: &'static CStr,
+    pub(crate) parser: &'static dyn Parser,
+    // Last: the name and the parser are part of the module.
+    _module: ModuleRef,
+}
+
+impl BoundParser {
+    /// The name, for log lines and sysfs.
+    pub(crate) fn display_name(&self) -> &BStr {
+        BStr::from_bytes(self.name.to_bytes())
+    }
+
+    /// A parser that is part of this module.
+    pub(crate) fn built_in(name: &'static CStr, parser: &'static dyn Parser) -> Result<Self> {
+        let module = ModuleRef::try_get(crate::this_module()).ok_or(ENODEV)?;
+        Ok(Self {
+            name,
+            parser,
+            _module: module,
+        })
+    }
+
+    fn from_entry(entry: &Entry) -> Option<Self> {
+        Some(Self {
+            name: entry.name,
+            parser: entry.parser,
+            _module: ModuleRef::try_get(entry.module)?,
+        })
+    }
+}
+
+/// Looks up a parser and takes a reference to its module.
+pub(crate) fn find(name: &[u8]) -> Option<BoundParser> {
+    let registry = PARSERS.lock();
+    let entry = registry
+        .0
+        .iter()
+        .find(|entry| entry.name.to_bytes() == name)?;
+    BoundParser::from_entry(entry)
+}
+
+/// What the registered parsers say about a file.
+pub(crate) enum Claims {
+    None,
+    One(BoundParser),
+    Several(&'static CStr, &'static CStr),
+}
+
+/// Asks all registered parsers about a file.
+pub(crate) fn claims(probe: &Probe<'_>) -> Claims {
+    let registry = PARSERS.lock();
+    let mut mine = registry
+        .0
+        .iter()
+        .filter(|entry| entry.parser.probe(probe) == Verdict::Mine);
+    let Some(first) = mine.next() else {
+        return Claims::None;
+    };
+    if let Some(second) = mine.next() {
+        return Claims::Several(first.name, second.name);
+    }
+    // A module that is going away is as good as not there.
+    BoundParser::from_entry(first).map_or(Claims::None, Claims::One)
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which parser serves a file.
+//!
+//! Three outcomes are kept apart: a parser, "no format we know" (raw), and "cannot tell" (an I/O
+//! error, a parser that is not there, two that claim the file), which refuses the attach. There is
+//! no way from the third to raw.
+
+use kernel::{
+    prelude::*,
+    str::BStr, //
+};
+
+use crate::{
+    contract::Probe,
+    parser::{
+        self,
+        BoundParser,
+        Claims, //
+    },
+    raw::{
+        self,
+        Raw, //
+    },
+    signatures,
+    sys::{
+        file::BackingFile,
+        io,
+        module::request_parser,
+        params, //
+    }, //
+};
+
+/// A choice of parser: `auto`, `raw`, or a name, which options may follow after a comma.
+#[derive(Clone, Copy)]
+pub(crate) struct Choice {
+    text: [u8; params::PARSER_NAME_MAX],
+    len: usize,
+}
+
+impl Choice {
+    /// The choice of a device that was told nothing.
+    pub(crate) fn default() -> Self {
+        let mut buf = [0; params::PARSER_NAME_MAX];
+        let len = params::default_parser(&mut buf).trim_ascii().len();
+        Self { text: buf, len }
+    }
+
+    /// Parses what was written to sysfs. `EINVAL` if it can be no parser's name.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
+        let text = text.trim_ascii();
+        let mut choice = Self {
+            text: [0; params::PARSER_NAME_MAX],
+            len: text.len(),
+        };
+        choice
+            .text
+            .get_mut(..text.len())
+            .ok_or(EINVAL)?
+            .copy_from_slice(text);
+        let known = choice.is_auto()
+            || choice.name() == raw::NAME.to_bytes()
+            || signatures::static_name(choice.name()).is_some()
+            || parser::find(choice.name()).is_some();
+        if !known || !text.is_ascii() {
+            return Err(EINVAL);
+        }
+        Ok(choice)
+    }
+
+    /// The text, as sysfs shows it.
+    pub(crate) fn text(&self) -> &BStr {
+        BStr::from_bytes(self.text.get(..self.len).unwrap_or(&[]))
+    }
+
+    fn name(&self) -> &[u8] {
+        let mut parts = self.text().split(|byte| *byte == b',');
+        parts.next().unwrap_or(&[])
+    }
+
+    /// What follows the name.
+    pub(crate) fn options(&self) -> &str {
+        let at = self.name().len().saturating_add(1);
+        let options = self.text().get(at..).unwrap_or(&[]);
+        core::str::from_utf8(options).unwrap_or("")
+    }
+
+    fn is_auto(&self) -> bool {
+        matches!(self.name(), b"auto" | b"")
+    }
+}
+
+/// Finds the parser for `file`. `loop_number` is for the log line of a refusal.
+///
+/// Called without any lock held, as it may load a module.
+///
+/// # Errors
+///
+/// `ENOPKG`: the file needs a parser that is not there. `ENOTUNIQ`: two parsers claim it. Errors of
+/// reading the file.
+pub(crate) fn select(file: &BackingFile, choice: &Choice, loop_number: u32) -> Result<BoundParser> {
+    if choice.is_auto() {
+        return if params::autodetect() {
+            detect(file, loop_number)
+        } else {
+            raw()
+        };
+    }
+    if choice.name() == raw::NAME.to_bytes() {
+        return raw();
+    }
+    named(choice.name(), loop_number)
+}
+
+fn raw() -> Result<BoundParser> {
+    BoundParser::built_in(raw::NAME, &Raw)
+}
+
+fn named(name: &[u8], loop_number: u32) -> Result<BoundParser> {
+    if let Some(parser) = parser::find(name) {
+        return Ok(parser);
+    }
+    if let Some(known) = signatures::static_name(name) {
+        request_parser(known);
+    }
+    parser::find(name).ok_or_else(|| {
+        pr_err!(
+            "loop{loop_number}: refused: no parser \"{}\" is there\n",
+            BStr::from_bytes(name)
+        );
+        ENOPKG
+    })
+}
+
+fn detect(file: &BackingFile, loop_number: u32) -> Result<BoundParser> {
+    let mut head = [0; Probe::HEAD];
+    let mut tail = KVec::with_capacity(Probe::TAIL, GFP_KERNEL)?;
+    tail.resize(Probe::TAIL, 0u8, GFP_KERNEL)?;
+    let probe = read_ends(file, &mut head, &mut tail).inspect_err(|error| {
+        pr_err!("loop{loop_number}: refused: cannot read the file to recognise it ({error:?})\n");
+    })?;
+    let mut missing: Option<&'static CStr> = None;
+    for name in signatures::matches(&probe) {
+        if parser::find(name.to_bytes()).is_none() {
+            request_parser(name);
+            if parser::find(name.to_bytes()).is_none() {
+                missing = Some(name);
+            }
+        }
+    }
+    if let Some(name) = missing {
+        let name = BStr::from_bytes(name.to_bytes());
+        pr_err!(
+            "loop{loop_number}: refused: looks like a {name} image, but no parser for {name} is \
+             there (to attach it as it is, write raw to the device's loop/parser)\n"
+        );
+        return Err(ENOPKG);
+    }
+    match parser::claims(&probe) {
+        Claims::None => raw(),
+        Claims::One(parser) => Ok(parser),
+        Claims::Several(first, second) => {
+            pr_err!(
+                "loop{loop_number}: refused: both {} and {} claim the file (write the right one to \
+                 the device's loop/parser)\n",
+                BStr::from_bytes(first.to_bytes()),
+                BStr::from_bytes(second.to_bytes())
+            );
+            Err(ENOTUNIQ)
+        }
+    }
+}
+
+/// Reads the first and last bytes of a file.
+fn read_ends<'a>(
+    file: &BackingFile,
+    head: &'a mut [u8],
+    tail: &'a mut [u8],
+) -> Result<Probe<'a>> {
+    let size = file.size();
+    let fit = |len: usize| len.min(usize::try_from(size).unwrap_or(usize::MAX));
+    let (head_len, tail_len) = (fit(head.len()), fit(tail.len()));
+    let head = head.get_mut(..head_len).ok_or(EINVAL)?;
+    let tail = tail.get_mut(..tail_len).ok_or(EINVAL)?;
+    io::read_exact(file, 0, head)?;
+    io::read_exact(file, size.saturating_sub(tail_len as u64), tail)?;
+    Ok(Probe { head, tail, size })
+}

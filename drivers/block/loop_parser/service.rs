@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Serving requests.
+//!
+//! A read whose table entries and data are all in the page cache is served where it comes in
+//! ([`serve_cached`]): that calls no file-system method, allocates nothing and does not sleep, so
+//! no lock its submitter may hold matters. Everything else goes to a worker ([`serve`]).
+//!
+//! Each piece of a request (what one bio has left) is resolved to an extent and moved straight
+//! between the file and the bio's pages, extent by extent.
+
+use kernel::prelude::*;
+
+use crate::{
+    allocation,
+    contract::{
+        Error,
+        Extent,
+        Placement, //
+    },
+    device::{
+        Binding,
+        Device, //
+    },
+    sys::{
+        bindings::{
+            LP_FALLOC_FL_KEEP_SIZE,
+            LP_FALLOC_FL_PUNCH_HOLE,
+            LP_FALLOC_FL_ZERO_RANGE, //
+        },
+        file::DioAlign,
+        limits,
+        request::{
+            Direct,
+            Op,
+            Request, //
+        }, //
+    }, //
+};
+
+type LoopRequest = Request<Device>;
+
+/// Longest read that is served in the submitter's context, in bytes.
+const CACHED_LIMIT: u32 = 64 << 10;
+
+/// How often an I/O to the backing file that failed for a passing reason is tried.
+const ATTEMPTS: u32 = 3;
+
+/// What became of a step.
+enum Step {
+    /// There is more to do.
+    Next(LoopRequest),
+    /// The request is in flight, or ended.
+    Gone,
+}
+
+/// Serves a read from the page cache as far as that goes. Returns the request, its cursor behind
+/// what was served, if a worker has to do the rest.
+pub(crate) fn serve_cached(request: LoopRequest) -> Option<LoopRequest> {
+    if request.op() != Op::Read || request.len() > CACHED_LIMIT {
+        return Some(request);
+    }
+    let complete = match request.binding() {
+        Some(binding) if binding.serves_cached_reads() => copy_cached(&request, binding),
+        _ => false,
+    };
+    if complete {
+        request.end(Ok(()));
+        return None;
+    }
+    Some(request)
+}
+
+/// Copies pieces until the request is complete or something is not in the page cache.
+fn copy_cached(request: &LoopRequest, binding: &Binding) -> bool {
+    loop {
+        let piece = request.piece();
+        if piece == 0 {
+            return true;
+        }
+        let Some(pos) = binding.guest_pos(request) else {
+            return false;
+        };
+        let image = binding.image();
+        match image.resolve_cached(binding.file(), pos, u64::from(piece)) {
+            Ok(Extent::Zero { len }) => request.zero(bounded(len, piece)),
+            Ok(Extent::Data { offset, len }) => {
+                let count = bounded(len, piece);
+                if request.copy_cached(binding.file(), offset, count) < count {
+                    return false;
+                }
+            }
+            // The worker meets the error again and reports it.
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Serves a request in a worker.
+pub(crate) fn serve(request: LoopRequest) {
+    let mut request = request;
+    loop {
+        let Some(binding) = request.binding() else {
+            return request.end(Err(EIO));
+        };
+        let result = match request.op() {
+            Op::Read => {
+                match read_piece(request) {
+                    Step::Next(next) => request = next,
+                    Step::Gone => return,
+                }
+                continue;
+            }
+            _ if binding.is_read_only() && request.op() != Op::Flush => Err(EIO),
+            Op::Write => {
+                match write_piece(request) {
+                    Step::Next(next) => request = next,
+                    Step::Gone => return,
+                }
+                continue;
+            }
+            Op::Flush => flush(binding),
+            Op::Discard => fallocate(&request, binding, LP_FALLOC_FL_PUNCH_HOLE),
+            Op::WriteZeroes { keep: true } => fallocate(&request, binding, LP_FALLOC_FL_ZERO_RANGE),
+            Op::WriteZeroes { keep: false } => {
+                fallocate(&request, binding, LP_FALLOC_FL_PUNCH_HOLE)
+            }
+            Op::Other => Err(EIO),
+        };
+        return request.end(result);
+    }
+}
+
+/// Goes on with a request whose direct I/O has ended. Returns it if there is more to do; may run
+/// in interrupt context.
+pub(crate) fn direct_done(request: LoopRequest, moved: Result<usize>) -> Option<LoopRequest> {
+    match settle(request, moved) {
+        Step::Next(request) if request.piece() == 0 => {
+            request.end(Ok(()));
+            None
+        }
+        Step::Next(request) => Some(request),
+        Step::Gone => None,
+    }
+}
+
+fn bounded(len: u64, limit: u32) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX).min(limit)
+}
+
+/// Fails a request for what is wrong with the image or its file.
+fn refuse(request: LoopRequest, error: Error) -> Step {
+    if let Some(binding) = request.binding() {
+        binding.image().report(&error);
+    }
+    request.fail(kernel::error::Error::from_errno(error.to_io_errno()));
+    Step::Gone
+}
+
+/// Moves on behind what an I/O has moved, or ends the request with its error.
+fn settle(request: LoopRequest, moved: Result<usize>) -> Step {
+    match moved {
+        Ok(0) => {
+            // The file ends here. As with the C driver, the rest reads as zero and fails.
+            if request.op() == Op::Read {
+                let done = request.done();
+                request.zero_rest();
+                request.fail_after(done, EIO);
+            } else {
+                request.fail(EIO);
+            }
+            Step::Gone
+        }
+        Ok(count) => {
+            request.advance(u32::try_from(count).unwrap_or(u32::MAX));
+            Step::Next(request)
+        }
+        Err(error) => {
+            request.fail(error);
+            Step::Gone
+        }
+    }
+}
+
+fn read_piece(request: LoopRequest) -> Step {
+    let piece = request.piece();
+    if piece == 0 {
+        request.end(Ok(()));
+        return Step::Gone;
+    }
+    let extent = match place(&request) {
+        Some((binding, pos)) => {
+            let image = binding.image();
+            image.resolve_read(binding.file(), pos, u64::from(piece))
+        }
+        None => Err(Error::Store(EIO.to_errno())),
+    };
+    match extent {
+        Ok(Extent::Zero { len }) => {
+            request.zero(bounded(len, piece));
+            Step::Next(request)
+        }
+        Ok(Extent::Data { offset, len }) => move_data(request, offset, bounded(len, piece)),
+        Err(error) => refuse(request, error),
+    }
+}
+
+fn write_piece(request: LoopRequest) -> Step {
+    let piece = request.piece();
+    if piece == 0 {
+        request.end(Ok(()));
+        return Step::Gone;
+    }
+    let placement = match place(&request) {
+        Some((binding, pos)) => {
+            let image = binding.image();
+            image.resolve_write(binding.file(), pos, u64::from(piece))
+        }
+        None => Err(Error::Store(EIO.to_errno())),
+    };
+    match placement {
+        Ok(Placement::InPlace { offset, len }) => move_data(request, offset, bounded(len, piece)),
+        Ok(Placement::Allocate { pos, len }) => match write_new(&request, (pos, len)) {
+            Ok(()) => Step::Next(request),
+            Err(error) => refuse(request, error),
+        },
+        Err(error) => refuse(request, error),
+    }
+}
+
+/// What the request's device is bound to, and the guest position of the cursor.
+fn place(request: &LoopRequest) -> Option<(&Binding, u64)> {
+    let binding = request.binding()?;
+    Some((binding, binding.guest_pos(request)?))
+}
+
+/// Moves `count` bytes between the cursor and host offset `offset`, directly if the device is in
+/// that mode and the extent is aligned for it.
+fn move_data(request: LoopRequest, offset: u64, count: u32) -> Step {
+    let Some(binding) = request.binding() else {
+        return refuse(request, Error::Store(EIO.to_errno()));
+    };
+    if binding.direct().is_some_and(|align| is_aligned(align, offset, count)) {
+        let (file, image) = (binding.file().clone(), binding.image().clone());
+        let gate = match request.op() {
+            Op::Write => image.direct_write_gate(),
+            _ => None,
+        };
+        return match request.transfer_direct(&file, offset, count, gate) {
+            Direct::Queued => Step::Gone,
+            Direct::Done(request, moved) => settle(request, moved),
+        };
+    }
+    let moved = transfer(&request, binding, offset, count);
+    settle(request, moved)
+}
+
+fn is_aligned(align: DioAlign, offset: u64, count: u32) -> bool {
+    let mask = u64::from(align.offset.max(1) - 1);
+    (offset | u64::from(count)) & mask == 0
+}
+
+/// A transfer through the page cache, repeated if it failed for a reason that passes.
+fn transfer(
+    request: &LoopRequest,
+    binding: &Binding,
+    offset: u64,
+    count: u32,
+) -> Result<usize> {
+    let _gate = match request.op() {
+        Op::Write => binding.image().exclude_direct_writes(),
+        _ => None,
+    };
+    let mut moved = Err(EIO);
+    for _ in 0..ATTEMPTS {
+        moved = request.transfer(binding.file(), offset, count);
+        if !matches!(moved, Err(EAGAIN | EINTR | ENOMEM)) {
+            break;
+        }
+    }
+    moved
+}
+
+/// Writes to an allocation unit that has no place yet, as far as the piece reaches into it. When
+/// this returns the cursor is behind what was written, and that is published.
+fn write_new(request: &LoopRequest, unit: (u64, u64)) -> crate::contract::Result {
+    let io_error = Error::Store(EIO.to_errno());
+    let (binding, at) = place(request).ok_or(io_error)?;
+    let (image, file) = (binding.image(), binding.file());
+    let want = u64::from(request.piece());
+    let Some(space) = allocation::reserve(image, file, unit, at, want)? else {
+        return Ok(());
+    };
+    let (mut offset, room) = space.place(at)?;
+    let mut left = bounded(room, request.piece());
+    while left > 0 {
+        let moved = transfer(request, binding, offset, left)
+            .map_err(|error| Error::Store(error.to_errno()))?;
+        let moved = bounded(moved as u64, left);
+        if moved == 0 {
+            return Err(io_error);
+        }
+        request.advance(moved);
+        left = left.saturating_sub(moved);
+        offset = offset.checked_add(u64::from(moved)).ok_or(io_error)?;
+    }
+    space.written().make_durable()?.publish()
+}
+
+/// All tables of completed writes are in the page cache already, so one fsync does it.
+fn flush(binding: &Binding) -> Result {
+    match binding.image().sync(binding.file()) {
+        // What the C driver makes of file systems without fsync.
+        Ok(()) | Err(EINVAL) => Ok(()),
+        Err(_) => Err(EIO),
+    }
+}
+
+/// Discard and write-zeroes of a raw file; no other image advertises them.
+fn fallocate(request: &LoopRequest, binding: &Binding, mode: i32) -> Result {
+    let device = request.device();
+    if !binding.image().is_raw() || !limits::has_discard(device.disk_ref()) {
+        return Err(EOPNOTSUPP);
+    }
+    let pos = binding.guest_pos(request).ok_or(EIO)?;
+    let file = binding.file();
+    match file.fallocate(mode | LP_FALLOC_FL_KEEP_SIZE, pos, u64::from(request.len())) {
+        Ok(()) => Ok(()),
+        Err(EOPNOTSUPP) => {
+            // The limits were set in the hope that the file system can; now we know better.
+            Device::withdraw_fallocate(device, mode);
+            Err(EOPNOTSUPP)
+        }
+        Err(_) => Err(EIO),
+    }
+}

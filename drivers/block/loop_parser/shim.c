@@ -1,0 +1,351 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * One-line wrappers over inline functions and macros, and module parameters.
+ * See shim.h.
+ */
+#include <linux/blk-mq.h>
+#include <linux/blkdev.h>
+#include <linux/bvec.h>
+#include <linux/compat.h>
+#include <linux/dax.h>
+#include <linux/fs.h>
+#include <linux/highmem.h>
+#include <linux/kdev_t.h>
+#include <linux/kmod.h>
+#include <linux/major.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/moduleparam.h>
+#include <linux/mutex.h>
+#include <linux/pagemap.h>
+#include <linux/rwsem.h>
+#include <linux/sched.h>
+#include <linux/statfs.h>
+#include <linux/workqueue.h>
+
+#include "shim.h"
+
+/* Parameters: names, types and modes of the first three are the C driver's. */
+
+int lp_max_loop = CONFIG_BLK_DEV_LOOP_MIN_COUNT;
+bool lp_max_loop_specified;
+
+static int max_loop_set(const char *val, const struct kernel_param *kp)
+{
+	int ret = param_set_int(val, kp);
+
+	if (!ret)
+		lp_max_loop_specified = true;
+	return ret;
+}
+
+static const struct kernel_param_ops max_loop_ops = {
+	.set = max_loop_set,
+	.get = param_get_int,
+};
+
+module_param_cb(max_loop, &max_loop_ops, &lp_max_loop, 0444);
+MODULE_PARM_DESC(max_loop, "Maximum number of loop devices");
+
+int lp_max_part;
+module_param_named(max_part, lp_max_part, int, 0444);
+MODULE_PARM_DESC(max_part, "Maximum number of partitions per loop device");
+
+int lp_hw_queue_depth = 128;
+
+static int hw_queue_depth_set(const char *val, const struct kernel_param *kp)
+{
+	int depth, ret = kstrtoint(val, 0, &depth);
+
+	if (ret < 0)
+		return ret;
+	if (depth < 1)
+		return -EINVAL;
+	lp_hw_queue_depth = depth;
+	return 0;
+}
+
+static const struct kernel_param_ops hw_queue_depth_ops = {
+	.set = hw_queue_depth_set,
+	.get = param_get_int,
+};
+
+device_param_cb(hw_queue_depth, &hw_queue_depth_ops, &lp_hw_queue_depth, 0444);
+MODULE_PARM_DESC(hw_queue_depth, "Queue depth for each hardware queue. Default: 128");
+
+bool lp_autodetect = true;
+module_param_named(autodetect, lp_autodetect, bool, 0644);
+MODULE_PARM_DESC(autodetect, "Recognise disk image formats (N: attach every file as raw)");
+
+static char parser[LP_PARSER_NAME_MAX] = "auto";
+module_param_string(parser, parser, sizeof(parser), 0644);
+MODULE_PARM_DESC(parser, "Parser of devices that name none: auto, raw, or a parser's name");
+
+void lp_default_parser(char *buf)
+{
+	kernel_param_lock(THIS_MODULE);
+	strscpy(buf, parser, LP_PARSER_NAME_MAX);
+	kernel_param_unlock(THIS_MODULE);
+}
+
+MODULE_ALIAS_BLOCKDEV_MAJOR(LOOP_MAJOR);
+MODULE_ALIAS_MISCDEV(LOOP_CTRL_MINOR);
+MODULE_ALIAS("devname:loop-control");
+
+/* Files. */
+
+struct inode *lp_file_inode(const struct file *file)
+{
+	return file_inode(file);
+}
+
+loff_t lp_i_size_read(const struct inode *inode)
+{
+	return i_size_read(inode);
+}
+
+bool lp_is_dax(const struct inode *inode)
+{
+	return IS_DAX(inode);
+}
+
+u64 lp_huge_encode_dev(dev_t dev)
+{
+	return huge_encode_dev(dev);
+}
+
+gfp_t lp_mapping_gfp_mask(const struct address_space *mapping)
+{
+	return mapping_gfp_mask(mapping);
+}
+
+void lp_mapping_set_gfp_mask(struct address_space *mapping, gfp_t mask)
+{
+	mapping_set_gfp_mask(mapping, mask);
+}
+
+void lp_kiocb_start_write(struct kiocb *iocb)
+{
+	kiocb_start_write(iocb);
+}
+
+void lp_kiocb_end_write(struct kiocb *iocb)
+{
+	kiocb_end_write(iocb);
+}
+
+bool lp_is_err(const void *ptr)
+{
+	return IS_ERR(ptr);
+}
+
+long lp_statfs_bsize(const struct path *path)
+{
+	struct kstatfs stat;
+	int ret = vfs_statfs(path, &stat);
+
+	return ret ? ret : stat.f_bsize;
+}
+
+/* Folios of a backing file. */
+
+struct folio *lp_filemap_get_folio(struct address_space *mapping, pgoff_t index)
+{
+	return filemap_get_folio(mapping, index);
+}
+
+bool lp_folio_test_uptodate(const struct folio *folio)
+{
+	return folio_test_uptodate(folio);
+}
+
+bool lp_folio_test_hwpoison(const struct folio *folio)
+{
+	return folio_contain_hwpoisoned_page((struct folio *)folio);
+}
+
+bool lp_folio_contains(const struct folio *folio, pgoff_t index)
+{
+	return folio_contains((struct folio *)folio, index);
+}
+
+size_t lp_offset_in_folio(const struct folio *folio, loff_t pos)
+{
+	return offset_in_folio(folio, pos);
+}
+
+size_t lp_folio_size(const struct folio *folio)
+{
+	return folio_size(folio);
+}
+
+void lp_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+void lp_memcpy_from_folio(char *to, struct folio *folio, size_t offset, size_t len)
+{
+	memcpy_from_folio(to, folio, offset, len);
+}
+
+/* Pages of a request. */
+
+void lp_memzero_bvec(const struct bio_vec *bvec)
+{
+	memzero_page(bvec->bv_page, bvec->bv_offset, bvec->bv_len);
+}
+
+/* Disks and queues. */
+
+struct device *lp_disk_to_dev(struct gendisk *disk)
+{
+	return disk_to_dev(disk);
+}
+
+struct gendisk *lp_dev_to_disk(struct device *dev)
+{
+	return dev_to_disk(dev);
+}
+
+unsigned int lp_disk_openers(struct gendisk *disk)
+{
+	return disk_openers(disk);
+}
+
+void lp_dev_set_uevent_suppress(struct gendisk *disk, int val)
+{
+	dev_set_uevent_suppress(disk_to_dev(disk), val);
+}
+
+void lp_disk_set_part_scan(struct gendisk *disk, bool enable)
+{
+	assign_bit(GD_SUPPRESS_PART_SCAN, &disk->state, !enable);
+}
+
+struct gendisk *lp_blk_mq_alloc_disk(struct blk_mq_tag_set *set, struct queue_limits *lim,
+				     void *queuedata)
+{
+	return blk_mq_alloc_disk(set, lim, queuedata);
+}
+
+void lp_queue_limits_start_update(struct request_queue *q, struct queue_limits *lim)
+{
+	*lim = queue_limits_start_update(q);
+}
+
+unsigned int lp_blk_mq_freeze_queue(struct request_queue *q)
+{
+	return blk_mq_freeze_queue(q);
+}
+
+void lp_blk_mq_unfreeze_queue(struct request_queue *q, unsigned int memflags)
+{
+	blk_mq_unfreeze_queue(q, memflags);
+}
+
+bool lp_blk_should_fake_timeout(struct request_queue *q)
+{
+	return blk_should_fake_timeout(q);
+}
+
+unsigned int lp_bdev_write_zeroes_sectors(struct block_device *bdev)
+{
+	return bdev_write_zeroes_sectors(bdev);
+}
+
+unsigned int lp_bdev_discard_granularity(struct block_device *bdev)
+{
+	return bdev_discard_granularity(bdev);
+}
+
+unsigned int lp_bdev_logical_block_size(struct block_device *bdev)
+{
+	return bdev_logical_block_size(bdev);
+}
+
+unsigned int lp_bdev_dma_alignment(struct block_device *bdev)
+{
+	return bdev_dma_alignment(bdev);
+}
+
+bool lp_bdev_rot(struct block_device *bdev)
+{
+	return bdev_rot(bdev);
+}
+
+int lp_register_blkdev(unsigned int major, const char *name, void (*probe)(dev_t devt))
+{
+	return __register_blkdev(major, name, probe);
+}
+
+void lp_unregister_blkdev(unsigned int major, const char *name)
+{
+	unregister_blkdev(major, name);
+}
+
+/* Tasks, locks, work. */
+
+unsigned int lp_worker_begin(void)
+{
+	unsigned int flags = current->flags & (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
+
+	current->flags |= PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO;
+	return flags;
+}
+
+void lp_worker_end(unsigned int flags)
+{
+	current->flags &= ~(PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
+	current->flags |= flags;
+}
+
+int lp_mutex_lock_killable(struct mutex *lock)
+{
+	return mutex_lock_killable(lock);
+}
+
+void lp_mutex_init(struct mutex *lock, const char *name, struct lock_class_key *key)
+{
+	__mutex_init(lock, name, key);
+}
+
+void lp_down_read_non_owner(struct rw_semaphore *sem)
+{
+	down_read_non_owner(sem);
+}
+
+void lp_up_read_non_owner(struct rw_semaphore *sem)
+{
+	up_read_non_owner(sem);
+}
+
+void lp_init_rwsem(struct rw_semaphore *sem)
+{
+	init_rwsem(sem);
+}
+
+void lp_init_work(struct work_struct *work, work_func_t func)
+{
+	INIT_WORK(work, func);
+}
+
+bool lp_queue_work(struct workqueue_struct *wq, struct work_struct *work)
+{
+	return queue_work(wq, work);
+}
+
+struct workqueue_struct *lp_alloc_workqueue(int number)
+{
+	return alloc_workqueue("loop%d", WQ_UNBOUND | WQ_FREEZABLE, 0, number);
+}
+
+int lp_request_module(const char *name)
+{
+	return request_module("loop-parser-%s", name);
+}
+
+void lp_cond_resched(void)
+{
+	cond_resched();
+}

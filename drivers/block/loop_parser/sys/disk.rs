@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Disks: the gendisk, its queue and tag set, and the calls that come in through them.
+
+use core::{
+    marker::PhantomData,
+    mem::size_of,
+    ptr::NonNull, //
+};
+
+use kernel::{
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    ffi::{
+        c_int,
+        c_uint,
+        c_ulong, //
+    },
+    prelude::*,
+    str::CString,
+    sync::{
+        atomic::{
+            ordering::Relaxed,
+            Atomic, //
+        },
+        Arc,
+        ArcBorrow, //
+    },
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
+};
+
+use super::{
+    bdev::{
+        BlockDevice,
+        OpenMode, //
+    },
+    bindings,
+    frozen::FrozenCell,
+    request::{
+        Request,
+        COMMAND_SIZE, //
+    },
+    sysfs::Group, //
+};
+
+/// A driver of disks. `Self` is the device; the disk keeps a reference to it until it is freed.
+pub(crate) trait DiskOps: Send + Sync + Sized + 'static {
+    /// What requests look at without a lock; absent while nothing is attached.
+    type Binding: Send + Sync;
+
+    /// The device's own disk.
+    fn disk(&self) -> &Disk<Self>;
+    /// A block device file was opened.
+    fn open(&self) -> Result;
+    /// A block device file was closed; called with the disk's `open_mutex` held.
+    fn release(&self);
+    /// An ioctl of a native program.
+    fn ioctl(&self, bdev: &BlockDevice, mode: OpenMode, cmd: u32, arg: usize) -> Result;
+    /// An ioctl of a 32-bit program.
+    fn compat_ioctl(&self, bdev: &BlockDevice, mode: OpenMode, cmd: u32, arg: usize) -> Result;
+    /// A request came in. Must not sleep.
+    fn queue_rq(this: ArcBorrow<'_, Self>, request: Request<Self>);
+    /// A direct I/O that was in flight has ended. May run in interrupt context.
+    fn direct_done(request: Request<Self>, moved: Result<usize>);
+    /// The disk is going away; wait for everything that may still run.
+    fn shutdown(&self);
+}
+
+/// A disk of driver `T`, owned by its device.
+///
+/// # Invariants
+///
+/// `raw` is a valid gendisk until `self` is dropped: before `add` because `self` owns it, after
+/// `add` because the device lives until the gendisk's `free_disk`.
+pub(crate) struct Disk<T: DiskOps> {
+    raw: NonNull<bindings::gendisk>,
+    tags: KBox<Opaque<bindings::blk_mq_tag_set>>,
+    state: Atomic<u32>,
+    binding: FrozenCell<T::Binding>,
+    _driver: PhantomData<T>,
+}
+
+const NEW: u32 = 0;
+const ADDED: u32 = 1;
+const REMOVED: u32 = 2;
+
+// SAFETY: A gendisk may be used from any thread; what is done to it here is synchronised by the
+// block layer.
+unsafe impl<T: DiskOps> Send for Disk<T> {}
+// SAFETY: See above.
+unsafe impl<T: DiskOps> Sync for Disk<T> {}
+
+/// Where a disk appears: `/dev/NAMEnumber`, device numbers.
+pub(crate) struct Address<'a> {
+    /// The name without its number.
+    pub(crate) name: &'a str,
+    /// The number in the name.
+    pub(crate) number: u32,
+    /// Major device number.
+    pub(crate) major: u32,
+    /// First minor device number.
+    pub(crate) first_minor: u32,
+    /// How many minors the disk and its partitions have.
+    pub(crate) minors: u32,
+}
+
+impl<T: DiskOps> Disk<T> {
+    const MQ_OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
+        queue_rq: Some(queue_rq::<T>),
+        ..pin_init::zeroed()
+    };
+
+    const FOPS: bindings::block_device_operations = bindings::block_device_operations {
+        owner: this_module(),
+        open: Some(open::<T>),
+        release: Some(release::<T>),
+        ioctl: Some(ioctl::<T>),
+        compat_ioctl: Some(compat_ioctl::<T>),
+        free_disk: Some(free_disk::<T>),
+        ..pin_init::zeroed()
+    };
+
+    /// Address by which a disk of this driver is recognised.
+    const FOPS_REF: &'static bindings::block_device_operations = &Self::FOPS;
+
+    /// Allocates a disk with one hardware queue of `depth` requests of at most `max_sectors`.
+    pub(crate) fn alloc(depth: u32, max_sectors: u32) -> Result<Self> {
+        let tags = KBox::new(
+            Opaque::new(bindings::blk_mq_tag_set {
+                ops: &Self::MQ_OPS,
+                nr_hw_queues: 1,
+                queue_depth: depth,
+                numa_node: bindings::LP_NUMA_NO_NODE,
+                cmd_size: u32::try_from(COMMAND_SIZE).map_err(|_| EINVAL)?,
+                flags: bindings::BLK_MQ_F_STACKING | bindings::BLK_MQ_F_NO_SCHED_BY_DEFAULT,
+                ..pin_init::zeroed()
+            }),
+            GFP_KERNEL,
+        )?;
+        // SAFETY: The tag set is filled in, zeroed otherwise, and does not move: it is boxed.
+        to_result(unsafe { bindings::blk_mq_alloc_tag_set(tags.get()) })?;
+        let mut limits = bindings::queue_limits {
+            max_hw_sectors: max_sectors,
+            ..pin_init::zeroed()
+        };
+        // SAFETY: The tag set and the limits are valid. The driver's data are set before the disk
+        // is added, and so before any request.
+        let raw = from_err_ptr(unsafe {
+            bindings::lp_blk_mq_alloc_disk(tags.get(), &mut limits, core::ptr::null_mut())
+        });
+        let raw = match raw.map(NonNull::new) {
+            Ok(Some(raw)) => raw,
+            other => {
+                // SAFETY: It was allocated above and is not used by any queue.
+                unsafe { bindings::blk_mq_free_tag_set(tags.get()) };
+                return Err(other.err().unwrap_or(ENOMEM));
+            }
+        };
+        // INVARIANT: The gendisk is new and ours.
+        Ok(Self {
+            raw,
+            tags,
+            state: Atomic::new(NEW),
+            binding: FrozenCell::new(),
+            _driver: PhantomData,
+        })
+    }
+
+    fn as_ptr(&self) -> *mut bindings::gendisk {
+        self.raw.as_ptr()
+    }
+
+    pub(super) fn queue(&self) -> *mut bindings::request_queue {
+        // SAFETY: By the invariant the gendisk is valid; its queue does not change.
+        unsafe { (*self.as_ptr()).queue }
+    }
+
+    pub(super) fn binding(&self) -> &FrozenCell<T::Binding> {
+        &self.binding
+    }
+
+    fn kobj(&self) -> *mut bindings::kobject {
+        // SAFETY: By the invariant the gendisk is valid, and with it its device.
+        unsafe { &raw mut (*bindings::lp_disk_to_dev(self.as_ptr())).kobj }
+    }
+
+    /// Makes the disk of `device` appear, with the sysfs groups `groups`.
+    pub(crate) fn add(
+        device: &Arc<T>,
+        address: &Address<'_>,
+        groups: &'static [Option<&'static Group>],
+    ) -> Result {
+        let disk = device.disk();
+        let name = CString::try_from_fmt(fmt!("{}{}", address.name, address.number))?;
+        let data = Arc::into_raw(device.clone());
+        // SAFETY: By the invariant the gendisk is valid, and as it was not added yet, nobody else
+        // uses it. The reference in `data` is dropped by `free_disk`, or below.
+        let ret = unsafe {
+            let raw = disk.as_ptr();
+            (*raw).major = address.major as c_int;
+            (*raw).first_minor = address.first_minor as c_int;
+            (*raw).minors = address.minors as c_int;
+            (*raw).fops = Self::FOPS_REF;
+            (*raw).private_data = data.cast_mut().cast();
+            (*(*raw).queue).queuedata = data.cast_mut().cast();
+            (*raw).events = bindings::LP_DISK_EVENT_MEDIA_CHANGE as u16;
+            (*raw).event_flags = bindings::LP_DISK_EVENT_FLAG_UEVENT as u16;
+            let bytes = name.to_bytes();
+            for (to, from) in (*raw).disk_name.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            // `Option<&Group>` has the layout of the pointer C expects, `None` that of null.
+            let groups = groups.as_ptr().cast_mut().cast();
+            bindings::device_add_disk(core::ptr::null_mut(), raw, groups)
+        };
+        if let Err(error) = to_result(ret) {
+            // SAFETY: The disk was not added, so nothing refers to the device through it.
+            drop(unsafe { Arc::from_raw(data) });
+            return Err(error);
+        }
+        disk.state.store(ADDED, Relaxed);
+        Ok(())
+    }
+
+    /// Makes the disk disappear and drops what `add` gave it, once the last user has closed it.
+    pub(crate) fn remove(device: &Arc<T>, unlisted: impl FnOnce()) {
+        let disk = device.disk();
+        if disk.state.cmpxchg(ADDED, REMOVED, kernel::sync::atomic::ordering::Full) != Ok(ADDED) {
+            return;
+        }
+        // SAFETY: The disk was added and is removed once.
+        unsafe {
+            bindings::del_gendisk(disk.as_ptr());
+            bindings::blk_mq_free_tag_set(disk.tags.get());
+        }
+        unlisted();
+        // SAFETY: The reference `add` took; `device` keeps `disk` alive through this call.
+        unsafe { bindings::put_disk(disk.as_ptr()) };
+    }
+
+    /// How many have the disk or a partition of it open.
+    pub(crate) fn openers(&self) -> u32 {
+        // SAFETY: By the invariant.
+        unsafe { bindings::lp_disk_openers(self.as_ptr()) }
+    }
+
+    /// Sets the capacity in sectors and tells user space.
+    pub(crate) fn set_capacity(&self, sectors: u64) {
+        // SAFETY: By the invariant.
+        if !unsafe { bindings::set_capacity_and_notify(self.as_ptr(), sectors) } {
+            self.uevent_change();
+        }
+    }
+
+    /// Sends a change event.
+    pub(crate) fn uevent_change(&self) {
+        // SAFETY: By the invariant.
+        unsafe { bindings::kobject_uevent(self.kobj(), bindings::kobject_action_KOBJ_CHANGE) };
+    }
+
+    /// Keeps events back while the device is in transition.
+    pub(crate) fn suppress_uevents(&self, suppress: bool) {
+        // SAFETY: By the invariant.
+        unsafe { bindings::lp_dev_set_uevent_suppress(self.as_ptr(), c_int::from(suppress)) };
+    }
+
+    /// Tells the block layer that there are other bytes on the disk now.
+    pub(crate) fn media_change(&self) {
+        // SAFETY: By the invariant.
+        unsafe { bindings::disk_force_media_change(self.as_ptr()) };
+    }
+
+    /// Drops the page cache of the disk and sets its size to 0.
+    pub(crate) fn invalidate(&self) {
+        // SAFETY: By the invariant.
+        unsafe { bindings::invalidate_disk(self.as_ptr()) };
+    }
+
+    /// Makes the disk read-only or writable.
+    pub(crate) fn set_read_only(&self, read_only: bool) {
+        // SAFETY: By the invariant.
+        unsafe { bindings::set_disk_ro(self.as_ptr(), read_only) };
+    }
+
+    /// Lets the kernel look for partitions, or not.
+    pub(crate) fn set_partition_scan(&self, enable: bool) {
+        // SAFETY: By the invariant.
+        unsafe { bindings::lp_disk_set_part_scan(self.as_ptr(), enable) };
+    }
+
+    /// Reads the partition table again. The caller must not hold the disk's `open_mutex`.
+    pub(crate) fn reread_partitions(&self) -> Result {
+        // SAFETY: By the invariant; `open_mutex` is what `bdev_disk_changed` requires.
+        unsafe {
+            let open_mutex = &raw mut (*self.as_ptr()).open_mutex;
+            bindings::mutex_lock(open_mutex);
+            let ret = bindings::bdev_disk_changed(self.as_ptr(), false);
+            bindings::mutex_unlock(open_mutex);
+            to_result(ret)
+        }
+    }
+
+    /// Drops all partitions of a disk without media, from [`DiskOps::release`].
+    pub(crate) fn drop_partitions_in_release(&self) -> Result {
+        // SAFETY: By the invariant; `release` is called with `open_mutex` held.
+        to_result(unsafe { bindings::bdev_disk_changed(self.as_ptr(), false) })
+    }
+
+    /// Adds the files of `group` to its directory, which one of the groups given to `add` made.
+    pub(crate) fn merge_group(&self, group: &'static Group) -> Result {
+        // SAFETY: By the invariant; the group is static.
+        to_result(unsafe { bindings::sysfs_merge_group(self.kobj(), group.as_ptr()) })
+    }
+
+    /// Removes what [`Disk::merge_group`] added. Waits for those who are reading the files.
+    pub(crate) fn unmerge_group(&self, group: &'static Group) {
+        // SAFETY: By the invariant; the group is static.
+        unsafe { bindings::sysfs_unmerge_group(self.kobj(), group.as_ptr()) };
+    }
+
+    /// Gives requests something to look at; `value` comes back if there is something already.
+    pub(crate) fn bind(&self, value: KBox<T::Binding>) -> Result {
+        if !self.binding.is_empty() {
+            return Err(EBUSY);
+        }
+        // SAFETY: The cell is empty, and stays so as callers hold the device's lock.
+        drop(unsafe { self.binding.replace(Some(value)) });
+        Ok(())
+    }
+
+    /// Waits for all requests in flight and holds new ones back while the guard lives.
+    pub(crate) fn freeze(&self) -> Frozen<'_, T> {
+        // SAFETY: By the invariant. May sleep.
+        let memflags = unsafe { bindings::lp_blk_mq_freeze_queue(self.queue()) };
+        Frozen {
+            disk: self,
+            memflags,
+            _not_send: NotThreadSafe,
+        }
+    }
+}
+
+impl<T: DiskOps> Drop for Disk<T> {
+    fn drop(&mut self) {
+        if *self.state.get_mut() == NEW {
+            // SAFETY: The disk was never added, so it is still ours, and so is the tag set.
+            unsafe {
+                bindings::put_disk(self.as_ptr());
+                bindings::blk_mq_free_tag_set(self.tags.get());
+            }
+        }
+    }
+}
+
+/// A frozen queue: no request is in flight.
+pub(crate) struct Frozen<'a, T: DiskOps> {
+    disk: &'a Disk<T>,
+    memflags: c_uint,
+    _not_send: NotThreadSafe,
+}
+
+impl<T: DiskOps> Frozen<'_, T> {
+    /// Replaces what requests look at.
+    pub(crate) fn rebind(&self, value: Option<KBox<T::Binding>>) -> Option<KBox<T::Binding>> {
+        // SAFETY: The queue is frozen.
+        unsafe { self.disk.binding.replace(value) }
+    }
+}
+
+impl<T: DiskOps> Drop for Frozen<'_, T> {
+    fn drop(&mut self) {
+        // SAFETY: The queue was frozen when `self` was made, by this task.
+        unsafe { bindings::lp_blk_mq_unfreeze_queue(self.disk.queue(), self.memflags) };
+    }
+}
+
+/// The device behind a gendisk, if it is one of driver `T`.
+///
+/// # Safety
+///
+/// `disk` is a valid gendisk for the lifetime `'a`.
+pub(super) unsafe fn device_of_disk<'a, T: DiskOps>(
+    disk: *mut bindings::gendisk,
+) -> Option<&'a T> {
+    // SAFETY: By the requirement. Our `fops` are only ever set together with `private_data`.
+    unsafe {
+        core::ptr::eq((*disk).fops, Disk::<T>::FOPS_REF)
+            .then(|| &*(*disk).private_data.cast::<T>())
+    }
+}
+
+const fn this_module() -> *mut bindings::module {
+    <crate::LocalModule as kernel::ModuleMetadata>::THIS_MODULE.as_ptr()
+}
+
+/// # Safety
+///
+/// Only to be called by blk-mq through [`Disk::MQ_OPS`].
+unsafe extern "C" fn queue_rq<T: DiskOps>(
+    _hctx: *mut bindings::blk_mq_hw_ctx,
+    data: *const bindings::blk_mq_queue_data,
+) -> bindings::blk_status_t {
+    // SAFETY: blk-mq passes a valid request of one of our queues; it is started before anything
+    // else happens to it.
+    unsafe {
+        let Some(raw) = NonNull::new((*data).rq) else {
+            return bindings::LP_BLK_STS_IOERR;
+        };
+        bindings::blk_mq_start_request(raw.as_ptr());
+        let device = ArcBorrow::from_raw((*(*raw.as_ptr()).q).queuedata.cast_const().cast::<T>());
+        T::queue_rq(device, Request::start(raw));
+    }
+    bindings::LP_BLK_STS_OK
+}
+
+/// # Safety
+///
+/// Only to be called by the block layer through [`Disk::FOPS`], like the functions below.
+unsafe extern "C" fn open<T: DiskOps>(
+    disk: *mut bindings::gendisk,
+    _mode: bindings::blk_mode_t,
+) -> c_int {
+    // SAFETY: The block layer passes a live disk of this driver.
+    let device = unsafe { &*(*disk).private_data.cast::<T>() };
+    errno(device.open())
+}
+
+/// # Safety
+///
+/// See [`open`].
+unsafe extern "C" fn release<T: DiskOps>(disk: *mut bindings::gendisk) {
+    // SAFETY: See `open`.
+    let device = unsafe { &*(*disk).private_data.cast::<T>() };
+    device.release();
+}
+
+/// # Safety
+///
+/// See [`open`].
+unsafe extern "C" fn ioctl<T: DiskOps>(
+    bdev: *mut bindings::block_device,
+    mode: bindings::blk_mode_t,
+    cmd: c_uint,
+    arg: c_ulong,
+) -> c_int {
+    // SAFETY: See `open`; the block device is open for the time of the call.
+    let (device, bdev) = unsafe {
+        (
+            &*(*(*bdev).bd_disk).private_data.cast::<T>(),
+            BlockDevice::from_raw(bdev),
+        )
+    };
+    errno(device.ioctl(bdev, OpenMode(mode), cmd, arg as usize))
+}
+
+/// # Safety
+///
+/// See [`open`].
+unsafe extern "C" fn compat_ioctl<T: DiskOps>(
+    bdev: *mut bindings::block_device,
+    mode: bindings::blk_mode_t,
+    cmd: c_uint,
+    arg: c_ulong,
+) -> c_int {
+    // SAFETY: As in `ioctl`.
+    let (device, bdev) = unsafe {
+        (
+            &*(*(*bdev).bd_disk).private_data.cast::<T>(),
+            BlockDevice::from_raw(bdev),
+        )
+    };
+    errno(device.compat_ioctl(bdev, OpenMode(mode), cmd, arg as usize))
+}
+
+/// # Safety
+///
+/// See [`open`]; called once, when the last reference to the disk is gone.
+unsafe extern "C" fn free_disk<T: DiskOps>(disk: *mut bindings::gendisk) {
+    // SAFETY: `add` left a reference here for us.
+    let device = unsafe { Arc::from_raw((*disk).private_data.cast_const().cast::<T>()) };
+    device.shutdown();
+}
+
+fn errno(result: Result) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(error) => error.to_errno(),
+    }
+}
+
+const _: () = assert!(size_of::<Option<&'static Group>>() == size_of::<usize>());

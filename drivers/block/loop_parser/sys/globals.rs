@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The driver's global state, each part behind its own mutex.
+//!
+//! Callbacks without context (opening a dead node, a parser registering) need somewhere to start
+//! from. Everything is empty again when the module goes away.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::Full,
+            AtomicFlag, //
+        },
+        global_lock, //
+    }, //
+};
+
+use crate::{
+    control::DeviceTable,
+    image::ImageList,
+    parser::Registry, //
+};
+
+global_lock! {
+    // SAFETY: Initialised by `init` before anything of the driver can be reached.
+    /// All devices by number.
+    pub(crate) unsafe(uninit) static DEVICES: Mutex<DeviceTable> = DeviceTable::new();
+}
+
+global_lock! {
+    // SAFETY: Initialised by `init` before anything of the driver can be reached.
+    /// All registered parsers.
+    pub(crate) unsafe(uninit) static PARSERS: Mutex<Registry> = Registry::new();
+}
+
+global_lock! {
+    // SAFETY: Initialised by `init` before anything of the driver can be reached.
+    /// All images in use.
+    pub(crate) unsafe(uninit) static IMAGES: Mutex<ImageList> = ImageList::new();
+}
+
+global_lock! {
+    // SAFETY: Initialised by `init` before anything of the driver can be reached.
+    /// Held while the chain of loop devices below a file is walked, and while a device is bound to
+    /// another loop device, so that no cycle can come into being.
+    pub(crate) unsafe(uninit) static VALIDATE: Mutex<()> = ();
+}
+
+static INITIALISED: AtomicFlag = AtomicFlag::new(false);
+
+/// Initialises the locks. Called from module init, before anything is registered; a second call
+/// does nothing.
+pub(crate) fn init() {
+    if INITIALISED.xchg(true, Full) {
+        return;
+    }
+    // SAFETY: The flag makes this happen once.
+    unsafe {
+        DEVICES.init();
+        PARSERS.init();
+        IMAGES.init();
+        VALIDATE.init();
+    }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Files in sysfs below a disk.
+
+use core::{
+    fmt,
+    marker::PhantomData, //
+};
+
+use kernel::{
+    ffi::c_char,
+    prelude::*, //
+};
+
+use super::{
+    bindings,
+    disk::{
+        device_of_disk,
+        DiskOps, //
+    }, //
+};
+
+/// A file in sysfs that shows something of device `T`.
+pub(crate) trait Attribute<T: DiskOps>: 'static {
+    /// Name of the file.
+    const NAME: &'static CStr;
+    /// Writes the content.
+    fn show(device: &T, page: &mut Page<'_>) -> Result;
+}
+
+/// A file that can be written, too.
+pub(crate) trait WritableAttribute<T: DiskOps>: Attribute<T> {
+    /// Takes what was written.
+    fn store(device: &T, bytes: &[u8]) -> Result;
+}
+
+/// The page that becomes the content of a file.
+pub(crate) struct Page<'a> {
+    buf: &'a mut [u8],
+    used: usize,
+}
+
+impl Page<'_> {
+    /// The whole page, for callees that bring their own idea of where bytes go.
+    pub(crate) fn buffer(&mut self) -> &mut [u8] {
+        self.buf
+    }
+
+    /// Says that the first `len` bytes of the page are the content.
+    pub(crate) fn set_len(&mut self, len: usize) {
+        self.used = len.min(self.buf.len());
+    }
+}
+
+impl fmt::Write for Page<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let end = self.used.checked_add(text.len()).ok_or(fmt::Error)?;
+        let room = self.buf.get_mut(self.used..end).ok_or(fmt::Error)?;
+        room.copy_from_slice(text.as_bytes());
+        self.used = end;
+        Ok(())
+    }
+}
+
+/// A `struct device_attribute`, static.
+#[repr(transparent)]
+pub(crate) struct File(bindings::device_attribute);
+
+// SAFETY: sysfs only reads it, but for a lockdep key that is made to be shared.
+unsafe impl Sync for File {}
+
+impl File {
+    /// A file that can only be read.
+    pub(crate) const fn read_only<T: DiskOps, A: Attribute<T>>() -> Self {
+        Self::new::<T, A>(0o444, None)
+    }
+
+    /// A file that root can write.
+    pub(crate) const fn writable<T: DiskOps, A: WritableAttribute<T>>() -> Self {
+        Self::new::<T, A>(0o644, Some(store::<T, A>))
+    }
+
+    const fn new<T: DiskOps, A: Attribute<T>>(mode: u16, store: Option<Store>) -> Self {
+        Self(bindings::device_attribute {
+            attr: bindings::attribute {
+                name: A::NAME.as_ptr().cast::<c_char>(),
+                mode,
+                ..pin_init::zeroed()
+            },
+            __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
+                show: Some(show::<T, A>),
+            },
+            __bindgen_anon_2: bindings::device_attribute__bindgen_ty_2 { store },
+        })
+    }
+}
+
+/// A `struct attribute_group`, static.
+#[repr(transparent)]
+pub(crate) struct Group(bindings::attribute_group, PhantomData<&'static File>);
+
+// SAFETY: sysfs only reads it.
+unsafe impl Sync for Group {}
+
+impl Group {
+    /// A directory `name` of `files`, the last of which is `None`.
+    pub(crate) const fn new(name: &'static CStr, files: &'static [Option<&'static File>]) -> Self {
+        Self(
+            bindings::attribute_group {
+                name: name.as_ptr().cast::<c_char>(),
+                __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
+                    // `Option<&File>` has the layout of a pointer to the attribute, which is the
+                    // first field of the file; `None` is the null that ends the list.
+                    attrs: files.as_ptr().cast_mut().cast(),
+                },
+                ..pin_init::zeroed()
+            },
+            PhantomData,
+        )
+    }
+
+    pub(super) fn as_ptr(&'static self) -> *const bindings::attribute_group {
+        &self.0
+    }
+}
+
+type Store = unsafe extern "C" fn(
+    *mut bindings::device,
+    *mut bindings::device_attribute,
+    *const c_char,
+    usize,
+) -> isize;
+
+/// # Safety
+///
+/// Only to be called by sysfs for a file of a disk.
+unsafe extern "C" fn show<T: DiskOps, A: Attribute<T>>(
+    dev: *mut bindings::device,
+    _attr: *mut bindings::device_attribute,
+    buf: *mut c_char,
+) -> isize {
+    // SAFETY: sysfs keeps the device alive and gives a page of its own for the content.
+    let (device, buf) = unsafe {
+        (
+            device_of_disk::<T>(bindings::lp_dev_to_disk(dev)),
+            core::slice::from_raw_parts_mut(buf.cast::<u8>(), bindings::LP_PAGE_SIZE as usize),
+        )
+    };
+    let Some(device) = device else {
+        return -(bindings::ENODEV as isize);
+    };
+    let mut page = Page { buf, used: 0 };
+    match A::show(device, &mut page) {
+        Ok(()) => page.used as isize,
+        Err(error) => error.to_errno() as isize,
+    }
+}
+
+/// # Safety
+///
+/// As for [`show`].
+unsafe extern "C" fn store<T: DiskOps, A: WritableAttribute<T>>(
+    dev: *mut bindings::device,
+    _attr: *mut bindings::device_attribute,
+    buf: *const c_char,
+    len: usize,
+) -> isize {
+    // SAFETY: sysfs keeps the device alive; `buf` holds `len` bytes nobody else changes.
+    let (device, bytes) = unsafe {
+        (
+            device_of_disk::<T>(bindings::lp_dev_to_disk(dev)),
+            core::slice::from_raw_parts(buf.cast::<u8>(), len),
+        )
+    };
+    let Some(device) = device else {
+        return -(bindings::ENODEV as isize);
+    };
+    match A::store(device, bytes) {
+        Ok(()) => len as isize,
+        Err(error) => error.to_errno() as isize,
+    }
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a parser's table loads and stores reach the page cache of the image file.
+
+use kernel::prelude::*;
+
+use crate::{
+    contract::{
+        Error,
+        Result,
+        Tables,
+        TablesMut, //
+    },
+    image::Image,
+    sys::{
+        file::{
+            BackingFile,
+            Kind, //
+        },
+        io,
+        peek::peek, //
+    }, //
+};
+
+pub(crate) fn store_error(error: kernel::error::Error) -> Error {
+    Error::Store(error.to_errno())
+}
+
+/// Loads from the page cache only: never sleeps, never calls the file system.
+pub(crate) struct CachedTables<'a> {
+    pub(crate) file: &'a BackingFile,
+}
+
+impl Tables for CachedTables<'_> {
+    fn size(&self) -> Result<u64> {
+        Ok(self.file.size())
+    }
+
+    fn load(&self, offset: u64, buf: &mut [u8]) -> Result {
+        if peek(self.file, offset, buf) {
+            Ok(())
+        } else {
+            Err(Error::WouldBlock)
+        }
+    }
+}
+
+/// Loads that may read from the file.
+pub(crate) struct FileTables<'a> {
+    pub(crate) file: &'a BackingFile,
+    /// Try the page cache first; only on file systems where that is coherent.
+    pub(crate) peekable: bool,
+}
+
+impl Tables for FileTables<'_> {
+    fn size(&self) -> Result<u64> {
+        Ok(self.file.size())
+    }
+
+    fn load(&self, offset: u64, buf: &mut [u8]) -> Result {
+        if self.peekable && peek(self.file, offset, buf) {
+            return Ok(());
+        }
+        io::read_exact(self.file, offset, buf).map_err(store_error)
+    }
+}
+
+/// Loads and stores under the image's mutex.
+pub(crate) struct LockedTables<'a> {
+    image: &'a Image,
+    file: &'a BackingFile,
+}
+
+impl<'a> LockedTables<'a> {
+    /// Only [`Image`] makes these, with its mutex held.
+    pub(crate) fn new(image: &'a Image, file: &'a BackingFile) -> Self {
+        Self { image, file }
+    }
+
+    /// Runs a change of the file: apart from direct writes in flight, and with lockless readers
+    /// told to look again.
+    fn change(&self, change: impl FnOnce() -> kernel::error::Result) -> Result {
+        if self.image.is_poisoned() {
+            return Err(Error::Store(EIO.to_errno()));
+        }
+        let _gate = self.image.exclude_direct_writes();
+        let _sequence = self.image.begin_change();
+        change()
+            .inspect_err(|error| self.image.table_write_failed(*error))
+            .map_err(store_error)
+    }
+}
+
+impl Tables for LockedTables<'_> {
+    fn size(&self) -> Result<u64> {
+        Ok(self.file.size())
+    }
+
+    fn load(&self, offset: u64, buf: &mut [u8]) -> Result {
+        let tables = FileTables {
+            file: self.file,
+            peekable: self.image.is_peekable(),
+        };
+        tables.load(offset, buf)
+    }
+}
+
+impl TablesMut for LockedTables<'_> {
+    fn store(&mut self, offset: u64, bytes: &[u8]) -> Result {
+        self.change(|| io::write_all(self.file, offset, bytes))
+    }
+
+    fn fill(&mut self, offset: u64, len: u64, byte: u8) -> Result {
+        self.change(|| io::fill(self.file, offset, len, byte))
+    }
+
+    fn sync(&mut self) -> Result {
+        self.image.sync(self.file).map_err(store_error)
+    }
+
+    fn truncate(&mut self, size: u64) -> Result {
+        self.change(|| self.file.truncate(size))
+    }
+
+    fn can_grow(&self) -> bool {
+        self.file.kind() == Kind::Regular
+    }
+}
