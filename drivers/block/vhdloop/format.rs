@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The VHD format: fixed and dynamic images, as written by Virtual PC, Windows, QEMU, VirtualBox,
+//! XenServer and others.
+//!
+//! Pure logic: no kernel, no `unsafe`, no allocation, no I/O. The module is compiled into
+//! `vhdloop.ko` and, for the tests, into a host crate. Whatever comes from an image is checked
+//! where it is used, with checked arithmetic: a bad image is an [`Error`], never a panic.
+//!
+//! The specification is Microsoft's "Virtual Hard Disk Image Format Specification", version 1.0
+//! (October 2006); section names in the comments are its own. What XenServer's tapdisk added is
+//! named as such.
+//!
+//! Deliberately absent:
+//!
+//! - Differencing disks are refused by name: parents are not supported.
+//! - The batmap of tapdisk (one bit for "all bits of this block's bitmap are set") is never
+//!   consulted. It only saves looking at a bitmap, and its checksum does not notice a stale map.
+//!   It is not written either: a write never makes a full block less full. An encrypted image,
+//!   which shows in the batmap header, is refused.
+//! - `saved_state`, `original_size` and the time stamps are ignored.
+
+#![forbid(unsafe_code)]
+
+mod alloc;
+mod bitmap;
+mod checksum;
+mod footer;
+mod header;
+mod layout;
+mod map;
+mod num;
+mod ondisk;
+mod probe;
+mod size;
+
+use loop_parser::contract::{
+    Disk,
+    Error,
+    Fault,
+    Result,
+    Tables, //
+};
+
+pub use alloc::VhdAllocator;
+pub use map::VhdMap;
+pub use probe::probe;
+
+use footer::{
+    Chosen,
+    Kind, //
+};
+use size::SizeRule;
+
+/// A VHD that was attached: everything the driver needs to serve it.
+#[derive(Debug)]
+pub struct Attached {
+    /// What the device looks like.
+    pub disk: Disk,
+    /// Where guest ranges lie.
+    pub map: VhdMap,
+    /// Makes room for writes to unallocated blocks. Of no use to a read-only device.
+    pub alloc: VhdAllocator,
+    /// Something is wrong with the image that does not keep it from being served. Worth one line in
+    /// the kernel log.
+    pub warning: Option<Fault>,
+}
+
+/// Checks an image and learns its layout. Reads a handful of sectors whatever the size of the
+/// image, and never writes.
+///
+/// `options` chooses which of the recorded sizes is the disk's: empty for the one the image's
+/// creator meant, `size=chs` or `size=current` to override. `writable` says that the device will be
+/// read-write.
+///
+/// # Errors
+///
+/// - [`Error::BadOption`]: `options` is something else.
+/// - [`Error::Unsupported`]: a VHD that this parser does not serve; the fault names the reason.
+/// - [`Error::Malformed`]: the image contradicts the specification or itself.
+/// - [`Error::NeedsReadOnly`]: the dynamic header's checksum is wrong and `writable` is set.
+/// - [`Error::Store`], [`Error::WouldBlock`]: from `tables`.
+pub fn attach(tables: &dyn Tables, options: &str, writable: bool) -> Result<Attached> {
+    let rule = SizeRule::parse(options)?;
+    let file_size = tables.size()?;
+    let chosen = footer::choose(tables, file_size)?;
+
+    match chosen.footer.kind {
+        Kind::Fixed => attach_fixed(&chosen, rule),
+        Kind::Dynamic => attach_dynamic(tables, &chosen, rule, file_size, writable),
+    }
+}
+
+fn attach_fixed(chosen: &Chosen, rule: SizeRule) -> Result<Attached> {
+    // The data is all that lies in front of the footer.
+    let covered = chosen.place.at;
+    let (size, size_source) = size::choose(chosen, rule, covered)?;
+
+    Ok(Attached {
+        disk: Disk {
+            size,
+            variant: "fixed",
+            size_source,
+        },
+        map: VhdMap::fixed(size),
+        alloc: VhdAllocator::fixed(),
+        warning: chosen.warning,
+    })
+}
+
+fn attach_dynamic(
+    tables: &dyn Tables,
+    chosen: &Chosen,
+    rule: SizeRule,
+    file_size: u64,
+    writable: bool,
+) -> Result<Attached> {
+    let (layout, damage) = header::load(tables, chosen, file_size)?;
+    let (size, size_source) = size::choose(chosen, rule, layout.covered()?)?;
+    let layout = layout.with_disk_size(size, chosen.place.at)?;
+    header::refuse_encrypted(tables, &layout, file_size)?;
+
+    // Last, because a read-only attach needs everything else to be right.
+    match damage {
+        Some(fault) if writable => Err(Error::NeedsReadOnly(fault)),
+        _ => Ok(Attached {
+            disk: Disk {
+                size,
+                variant: "dynamic",
+                size_source,
+            },
+            map: VhdMap::dynamic(layout),
+            alloc: VhdAllocator::dynamic(layout),
+            warning: damage.or(chosen.warning),
+        }),
+    }
+}

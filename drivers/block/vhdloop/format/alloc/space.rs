@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the allocator knows of an image's free space.
+
+use loop_parser::contract::{
+    Result,
+    TablesMut, //
+};
+use zerocopy::{
+    big_endian::U32,
+    IntoBytes, //
+};
+
+use super::{
+    super::{
+        footer::{
+            self,
+            Place, //
+        },
+        header,
+        layout::{
+            BatEntry,
+            Layout, //
+        },
+        num::{
+            add,
+            align_up,
+            mul,
+            Region,
+            NO_ROOM, //
+        },
+        ondisk::{
+            BAT_ENTRY_LEN,
+            FOOTER_LEN, //
+        },
+    },
+    slots::Slots, //
+};
+
+/// New data is aligned to pages, as tapdisk and Windows 10 do it.
+pub(super) const DATA_ALIGN: u64 = 4096;
+
+/// Entries of the BAT that are on the stack at a time.
+const SCAN_ENTRIES: usize = 64;
+
+/// What the allocator knows of an image's free space.
+///
+/// # Invariants
+///
+/// Behind `floor` there is nothing but the old footer and what the allocator put there.
+#[derive(Debug)]
+pub(super) struct Space {
+    /// Size of the file when it was last looked at or changed by the allocator.
+    pub(super) file_size: u64,
+    /// Where free space began when the file was looked at.
+    pub(super) floor: u64,
+    /// What is left of the old footer, to be overwritten once the new one is durable.
+    pub(super) old_footer: Region,
+    /// Blocks by which the file was extended, and that are not in `slots` yet: their bitmaps have
+    /// not all been written.
+    pub(super) pending: u64,
+    /// How many of these bitmaps have been written.
+    pub(super) prepared: u64,
+    /// Blocks of the disk that are not allocated, and so how many can still be needed.
+    pub(super) missing: u64,
+    /// Places for blocks.
+    pub(super) slots: Slots,
+}
+
+/// A block that is not in the BAT yet.
+pub(super) struct Taken {
+    /// Host offset in bytes of its data.
+    pub(super) data: u64,
+    /// It lies where something else was before.
+    pub(super) was_used: bool,
+}
+
+impl Space {
+    /// What is known, learned now if the file is not as it was left.
+    pub(super) fn look<'a>(
+        known: &'a mut Option<Self>,
+        tables: &mut dyn TablesMut,
+        layout: &Layout,
+    ) -> Result<&'a mut Self> {
+        let file_size = tables.size()?;
+        if let Some(space) = known {
+            if space.file_size != file_size && !tables.can_grow() {
+                space.follow_device(tables, layout, file_size)?;
+            }
+        }
+        let space = match known.take() {
+            Some(space) if space.file_size == file_size => space,
+            _ => Self::survey(tables, layout, file_size)?,
+        };
+        Ok(known.insert(space))
+    }
+
+    /// Learns where free space begins, and makes both footers good.
+    ///
+    /// # Errors
+    ///
+    /// [`Malformed`](loop_parser::contract::Error::Malformed) if something lies past the end of the
+    /// file or where it must not: growing the file would make it valid.
+    fn survey(tables: &mut dyn TablesMut, layout: &Layout, file_size: u64) -> Result<Self> {
+        let scan = scan(tables, layout, file_size)?;
+        let used = scan.end.max(header::structures_end(tables, layout, file_size)?);
+        let last = file_size.saturating_sub(FOOTER_LEN);
+        footer::repair_front(tables, file_size)?;
+
+        // A file's last 512 bytes are its footer, or what remains of it. In front of it nothing is
+        // taken for free that was not learned from the BAT.
+        let old_footer = if tables.can_grow() {
+            let end = Place::end(file_size).map_or(last, |place| place.at);
+            let start = used.max(end).min(file_size);
+            Region {
+                start,
+                end: file_size,
+            }
+        } else {
+            repair_device_end(tables, used, file_size)?;
+            Region {
+                start: used,
+                end: used,
+            }
+        };
+        let floor = align_up(used.max(old_footer.start), FOOTER_LEN, used)?;
+        // INVARIANT: it is above the header-level structures and all blocks, and at or above the
+        // footer of a file.
+        Ok(Self {
+            file_size,
+            floor,
+            old_footer,
+            pending: 0,
+            prepared: 0,
+            missing: scan.missing,
+            slots: slots(layout, floor)?,
+        })
+    }
+
+    /// The device has another size now. The cursor stays: blocks that are handed out do not show
+    /// in the BAT.
+    fn follow_device(&mut self, tables: &mut dyn TablesMut, layout: &Layout, file_size: u64) -> Result {
+        let used = self.end_of_last(layout)?;
+        repair_device_end(tables, used, file_size)?;
+        self.file_size = file_size;
+        Ok(())
+    }
+
+    /// A block that was handed out is in the BAT (or might be).
+    pub(super) fn settle(&mut self, layout: &Layout, data: u64) {
+        self.missing = self.missing.saturating_sub(1);
+        if let Some(start) = data.checked_sub(layout.bitmap_len) {
+            self.slots.settle(start);
+        }
+    }
+
+    /// A block that was handed out is not needed.
+    pub(super) fn release(&mut self, layout: &Layout, data: u64) {
+        if let Some(start) = data.checked_sub(layout.bitmap_len) {
+            self.slots.give_back(start);
+        }
+    }
+}
+
+/// Places for blocks from `floor` on: their data is aligned, their bitmaps lie in front of it.
+fn slots(layout: &Layout, floor: u64) -> Result<Slots> {
+    let data = align_up(add(floor, layout.bitmap_len, floor)?, DATA_ALIGN, floor)?;
+    let len = add(layout.bitmap_len, layout.block_size, floor)?;
+    let stride = align_up(len, DATA_ALIGN, floor)?;
+    Ok(Slots::new(data.saturating_sub(layout.bitmap_len), stride))
+}
+
+/// Makes the footer in a device's last sector good. `used` is the end of what must not be
+/// overwritten.
+fn repair_device_end(tables: &mut dyn TablesMut, used: u64, size: u64) -> Result {
+    match size.checked_sub(FOOTER_LEN) {
+        Some(home) if used <= home => footer::repair_end(tables, home),
+        _ => Err(NO_ROOM),
+    }
+}
+
+/// What the BAT says of the whole file.
+struct Scan {
+    /// End of the highest block, 0 if there is none.
+    end: u64,
+    /// Blocks of the disk that are not allocated.
+    missing: u64,
+}
+
+/// Looks at every entry of the BAT, also at those that the disk does not need.
+#[inline(never)]
+fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<Scan> {
+    let mut buffer = [U32::ZERO; SCAN_ENTRIES];
+    let entries = u64::from(layout.entries);
+    let blocks = layout.blocks();
+    let mut scan = Scan { end: 0, missing: 0 };
+    let mut index = 0u64;
+
+    while index < entries {
+        let left = usize::try_from(entries.saturating_sub(index)).unwrap_or(SCAN_ENTRIES);
+        let Some(piece) = buffer.get_mut(..left.min(SCAN_ENTRIES)) else {
+            break;
+        };
+        let mut at = add(
+            layout.table.start,
+            mul(index, BAT_ENTRY_LEN, layout.table.start)?,
+            layout.table.start,
+        )?;
+        tables.load(at, piece.as_mut_bytes())?;
+
+        for raw in piece {
+            let entry = BatEntry::from_raw(raw.get());
+            if !entry.is_none() {
+                scan.end = scan.end.max(layout.locate(entry, at, file_size)?.end);
+            } else if index < blocks {
+                scan.missing = scan.missing.saturating_add(1);
+            }
+            index = index.saturating_add(1);
+            at = at.saturating_add(BAT_ENTRY_LEN);
+        }
+    }
+    Ok(scan)
+}

@@ -1,0 +1,271 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The dynamic header ("Dynamic Disk Header Format"), and what tapdisk puts behind the BAT.
+
+use loop_parser::contract::{
+    Error,
+    Fault,
+    Result,
+    Tables,
+    SECTOR_SIZE, //
+};
+
+use super::{
+    checksum,
+    footer::Chosen,
+    layout::{
+        header_region,
+        Layout, //
+    },
+    num::{
+        self,
+        add,
+        mul,
+        Region, //
+    },
+    ondisk::*, //
+};
+
+/// Smallest block in bytes: one sector.
+const MIN_BLOCK_SIZE: u32 = 512;
+/// Largest block in bytes: the largest power of two that the field can hold. 512 KiB and 2 MiB are
+/// what is found in the wild.
+const MAX_BLOCK_SIZE: u32 = 1 << 31;
+
+/// Most entries in a BAT: enough for 2 TiB in blocks of 32 KiB. It bounds the time of the scan that
+/// comes before the first allocation.
+const MAX_ENTRIES: u32 = 1 << 26;
+
+/// Sectors in a unit of a bitmap: one sector has a bit for each of 4096 sectors.
+const SECTORS_PER_BITMAP_SECTOR: u64 = 4096;
+
+/// Reads and checks the dynamic header of a file of `file_size` bytes. The layout's disk size is
+/// not set yet. A wrong checksum is not an error here: it is returned as a fault.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] and [`Error::Unsupported`]; the first of: magic, version, block size, sizes,
+/// bounds, overlaps.
+pub(super) fn load<T: Tables + ?Sized>(
+    tables: &T,
+    chosen: &Chosen,
+    file_size: u64,
+) -> Result<(Layout, Option<Fault>)> {
+    let header = header_bounds(chosen, file_size)?;
+    let fields: HeaderFields = num::load(tables, header.start)?;
+    let damage = check_identity(tables, header, &fields)?;
+    let block_size = check_block_size(header, &fields)?;
+    let table = table_bounds(chosen, header, &fields, file_size)?;
+
+    let sectors = block_size / SECTOR_SIZE;
+    let bitmap_sectors = sectors.div_ceil(SECTORS_PER_BITMAP_SECTOR);
+    // INVARIANT: the checks above; the disk's size is still to come.
+    let layout = Layout {
+        disk_size: 0,
+        header,
+        table,
+        entries: fields.max_entries.get(),
+        block_size,
+        block_shift: block_size.trailing_zeros(),
+        bitmap_len: mul(bitmap_sectors, SECTOR_SIZE, header.start)?,
+        may_have_batmap: chosen.footer.creator == CREATOR_TAPDISK
+            && chosen.footer.creator_version >= TAPDISK_1_1,
+    };
+    Ok((layout, damage))
+}
+
+/// Where the header lies: behind the footer copy, within the file, in front of the footer.
+fn header_bounds(chosen: &Chosen, file_size: u64) -> Result<Region> {
+    let at = chosen.place.at.saturating_add(FOOTER_DATA_OFFSET);
+    let malformed = |what| Err(Error::malformed(what, at));
+    let start = chosen.footer.data_offset;
+    let Ok(header) = header_region(start) else {
+        return malformed("VHD dynamic header lies past the end of the file");
+    };
+    if start < FOOTER_LEN {
+        return malformed("VHD dynamic header overlaps the footer copy");
+    }
+    if header.end > file_size {
+        return malformed("VHD dynamic header lies past the end of the file");
+    }
+    if overlaps_end(chosen, header) {
+        return malformed("VHD dynamic header overlaps the footer");
+    }
+    Ok(header)
+}
+
+/// Whether a region reaches into the footer at the end of the file, if there is one.
+fn overlaps_end(chosen: &Chosen, region: Region) -> bool {
+    chosen.end.is_some_and(|end| region.end > end.at)
+}
+
+/// Magic, version, checksum. A wrong checksum is returned.
+fn check_identity<T: Tables + ?Sized>(
+    tables: &T,
+    header: Region,
+    fields: &HeaderFields,
+) -> Result<Option<Fault>> {
+    let at = header.start;
+    if fields.cookie != HEADER_COOKIE {
+        return Err(Error::malformed("no VHD dynamic header", at));
+    }
+    if fields.version.get() != VERSION_1_0 {
+        return Err(Error::unsupported(
+            "VHD dynamic header version is not 1.0",
+            at.saturating_add(HEADER_VERSION),
+        ));
+    }
+    let sum = checksum::sum_at(tables, at, HEADER_LEN)?;
+    if checksum::matches(sum, fields.checksum.get()) {
+        return Ok(None);
+    }
+    Ok(Some(Fault::new(
+        "VHD dynamic header checksum is wrong: only a read-only attach is safe",
+        at.saturating_add(HEADER_CHECKSUM),
+    )))
+}
+
+/// The block size in bytes.
+fn check_block_size(header: Region, fields: &HeaderFields) -> Result<u64> {
+    let block_size = fields.block_size.get();
+    let valid = (MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&block_size);
+    if !valid || !block_size.is_power_of_two() {
+        return Err(Error::malformed(
+            "VHD block size is not a power of two of at least 512",
+            header.start.saturating_add(HEADER_BLOCK_SIZE),
+        ));
+    }
+    Ok(u64::from(block_size))
+}
+
+/// Where the BAT lies: within the file, and not over anything else.
+fn table_bounds(
+    chosen: &Chosen,
+    header: Region,
+    fields: &HeaderFields,
+    file_size: u64,
+) -> Result<Region> {
+    let entries = fields.max_entries.get();
+    if entries > MAX_ENTRIES {
+        return Err(Error::unsupported(
+            "VHD BAT has more than 2^26 entries",
+            header.start.saturating_add(HEADER_MAX_ENTRIES),
+        ));
+    }
+    let at = header.start.saturating_add(HEADER_TABLE_OFFSET);
+    let start = fields.table_offset.get();
+    let len = mul(u64::from(entries), BAT_ENTRY_LEN, at)?;
+    let table = Region::new(start, len, at)?;
+
+    let malformed = |what| Err(Error::malformed(what, at));
+    if start % SECTOR_SIZE != 0 {
+        return malformed("VHD BAT does not begin at a sector");
+    }
+    if table.end > file_size {
+        return malformed("VHD BAT lies past the end of the file");
+    }
+    if start < FOOTER_LEN || table.overlaps(header) {
+        return malformed("VHD BAT overlaps the headers");
+    }
+    if overlaps_end(chosen, table) {
+        return malformed("VHD BAT overlaps the footer");
+    }
+    Ok(table)
+}
+
+/// Looks for tapdisk's batmap header in the sector behind the BAT.
+fn batmap<T: Tables + ?Sized>(
+    tables: &T,
+    layout: &Layout,
+    file_size: u64,
+) -> Result<Option<(u64, BatmapHeader)>> {
+    if !layout.may_have_batmap {
+        return Ok(None);
+    }
+    let at = layout.batmap_header_at()?;
+    if add(at, BATMAP_HEADER_LEN, at)? > file_size {
+        return Ok(None);
+    }
+    let header: BatmapHeader = num::load(tables, at)?;
+    Ok((header.cookie == BATMAP_COOKIE).then_some((at, header)))
+}
+
+/// Refuses an image whose data is encrypted.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] if tapdisk's batmap header says so.
+pub(super) fn refuse_encrypted<T: Tables + ?Sized>(
+    tables: &T,
+    layout: &Layout,
+    file_size: u64,
+) -> Result {
+    match batmap(tables, layout, file_size)? {
+        Some((at, header)) if header.keyhash == KEYHASH_ENCRYPTED => Err(Error::unsupported(
+            "encrypted VHD (tapdisk)",
+            at.saturating_add(BATMAP_KEYHASH),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// End of the highest header-level structure: footer copy, header, BAT, batmap, locators.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] if one of them is not within the file: growing the file would give it space
+/// that is a block's.
+pub(super) fn structures_end<T: Tables + ?Sized>(
+    tables: &T,
+    layout: &Layout,
+    file_size: u64,
+) -> Result<u64> {
+    let mut end = layout.headers_end()?;
+
+    if let Some((at, header)) = batmap(tables, layout, file_size)? {
+        let len = mul(u64::from(header.batmap_size.get()), SECTOR_SIZE, at)?;
+        let map = Region::new(header.batmap_offset.get(), len, at)?;
+        end = end.max(map.end).max(add(at, BATMAP_HEADER_LEN, at)?);
+        if end > file_size {
+            return Err(Error::malformed(
+                "VHD batmap lies past the end of the file",
+                at,
+            ));
+        }
+    }
+    for index in 0..LOCATORS {
+        end = end.max(locator_end(tables, layout, index, file_size)?);
+    }
+    Ok(end)
+}
+
+/// End of the space that a parent locator has set aside, 0 for an unused one.
+fn locator_end<T: Tables + ?Sized>(
+    tables: &T,
+    layout: &Layout,
+    index: u64,
+    file_size: u64,
+) -> Result<u64> {
+    let first = add(layout.header.start, HEADER_LOCATORS, layout.header.start)?;
+    let at = add(first, mul(index, LOCATOR_LEN, first)?, first)?;
+    let locator: Locator = num::load(tables, at)?;
+
+    let space = u64::from(locator.data_space.get());
+    let space = if space < SECTOR_SIZE {
+        mul(space, SECTOR_SIZE, at)?
+    } else {
+        space
+    };
+    let len = space.max(u64::from(locator.data_length.get()));
+    if locator.code.get() == 0 || len == 0 {
+        return Ok(0);
+    }
+    let region = Region::new(locator.data_offset.get(), len, at)?;
+    if region.end > file_size {
+        return Err(Error::malformed(
+            "VHD parent locator lies past the end of the file",
+            at,
+        ));
+    }
+    Ok(region.end)
+}

@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where things lie in a dynamic image ("Block Allocation Table and Data Blocks").
+
+use loop_parser::contract::{
+    Error,
+    Result,
+    Tables,
+    SECTOR_SIZE, //
+};
+
+use super::{
+    num::{
+        add,
+        align_up,
+        mul,
+        Region,
+        OUTSIDE, //
+    },
+    ondisk::{
+        BAT_ENTRY_LEN,
+        FOOTER_CURRENT_SIZE,
+        FOOTER_LEN,
+        HEADER_LEN, //
+    }, //
+};
+
+/// Largest dynamic disk in bytes: its sectors are counted in 32 bits. Windows and XenServer stop at
+/// 2040 GiB.
+pub(super) const MAX_DISK_SIZE: u64 = SECTOR_SIZE << 32;
+
+/// An entry of the BAT: where a block lies.
+///
+/// | value | meaning |
+/// |---|---|
+/// | `ffffffff` | the block is not allocated: it reads as zero |
+/// | other | first sector of the block: its bitmap, then its data |
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct BatEntry(u32);
+
+impl BatEntry {
+    /// Not allocated.
+    pub(super) const NONE: Self = Self(u32::MAX);
+
+    /// Takes an entry as it was loaded. Any value is possible.
+    pub(super) fn from_raw(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// The entry for a block at host offset `start`, if an entry can say so.
+    pub(super) fn for_block(start: u64) -> Option<Self> {
+        if start % SECTOR_SIZE != 0 {
+            return None;
+        }
+        let entry = Self(u32::try_from(start / SECTOR_SIZE).ok()?);
+        (!entry.is_none()).then_some(entry)
+    }
+
+    /// The value to store.
+    pub(super) fn raw(self) -> u32 {
+        self.0
+    }
+
+    /// The block is not allocated.
+    pub(super) fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+
+    /// Host offset in bytes of the block.
+    fn start(self) -> u64 {
+        // 41 bits: nothing saturates.
+        u64::from(self.0).saturating_mul(SECTOR_SIZE)
+    }
+}
+
+/// An allocated block.
+///
+/// # Invariants
+///
+/// Lay within the file, outside its headers and BAT, when it was looked up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Block {
+    /// Host offset in bytes of the bitmap.
+    pub(super) bitmap: u64,
+    /// Host offset in bytes of the data.
+    pub(super) data: u64,
+    /// Host offset in bytes of what comes after it.
+    pub(super) end: u64,
+}
+
+/// The layout of a dynamic image.
+///
+/// # Invariants
+///
+/// - `block_size` is a power of two, at least 512, and `1 << block_shift`; `bitmap_len` is a
+///   multiple of 512 and has a bit for each of its sectors.
+/// - Footer copy, header and BAT do not overlap, and lay within the file at attach.
+/// - The BAT has an entry for every block of the disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    /// Size of the disk in bytes, a multiple of 512.
+    pub(super) disk_size: u64,
+    /// The dynamic header.
+    pub(super) header: Region,
+    /// The BAT.
+    pub(super) table: Region,
+    /// Number of entries in the BAT; may be more than the disk needs.
+    pub(super) entries: u32,
+    /// Bytes of data in a block.
+    pub(super) block_size: u64,
+    /// The same as a shift count.
+    pub(super) block_shift: u32,
+    /// Bytes in front of a block's data: its bitmap, in whole sectors.
+    pub(super) bitmap_len: u64,
+    /// The creator is tapdisk 1.1 or later: there may be a batmap behind the BAT.
+    pub(super) may_have_batmap: bool,
+}
+
+impl Layout {
+    /// How many bytes the BAT has entries for.
+    pub(super) fn covered(&self) -> Result<u64> {
+        mul(u64::from(self.entries), self.block_size, self.table.start)
+    }
+
+    /// Sets the size of the disk, which [`Layout::covered`] is known to cover. `footer` is where
+    /// the size was found.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`] if sectors of the disk cannot be counted in 32 bits.
+    pub(super) fn with_disk_size(self, disk_size: u64, footer: u64) -> Result<Self> {
+        if disk_size > MAX_DISK_SIZE {
+            return Err(Error::unsupported(
+                "dynamic VHD larger than 2 TiB",
+                footer.saturating_add(FOOTER_CURRENT_SIZE),
+            ));
+        }
+        // INVARIANT: the caller vouches for the BAT.
+        Ok(Self { disk_size, ..self })
+    }
+
+    /// Number of blocks that the disk needs, all of which have an entry.
+    pub(super) fn blocks(&self) -> u64 {
+        self.disk_size.div_ceil(self.block_size.max(1))
+    }
+
+    /// The block of guest position `pos`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Store`] with `-EIO` if `pos` is outside the disk.
+    pub(super) fn index(&self, pos: u64) -> Result<u64> {
+        if pos >= self.disk_size {
+            return Err(OUTSIDE);
+        }
+        // By the invariant the shift is less than 32: nothing wraps.
+        Ok(pos.wrapping_shr(self.block_shift))
+    }
+
+    /// Offset of guest position `pos` in its block.
+    pub(super) fn within(&self, pos: u64) -> u64 {
+        pos & self.block_size.wrapping_sub(1)
+    }
+
+    /// Guest position and length in bytes of the block of `pos`. The last one is cut at the end of
+    /// the disk (in the file it has its full size).
+    pub(super) fn guest_range(&self, pos: u64) -> (u64, u64) {
+        let start = pos.saturating_sub(self.within(pos));
+        let len = self.block_size.min(self.disk_size.saturating_sub(start));
+        (start, len)
+    }
+
+    /// Host offset in bytes of the BAT entry of block `index`.
+    pub(super) fn entry_at(&self, index: u64) -> Result<u64> {
+        if index >= u64::from(self.entries) {
+            return Err(OUTSIDE);
+        }
+        let at = self.table.start;
+        add(at, mul(index, BAT_ENTRY_LEN, at)?, at)
+    }
+
+    /// Loads the BAT entry of block `index`.
+    pub(super) fn load_entry<T: Tables + ?Sized>(
+        &self,
+        tables: &T,
+        index: u64,
+    ) -> Result<BatEntry> {
+        tables
+            .load_be32(self.entry_at(index)?)
+            .map(BatEntry::from_raw)
+    }
+
+    /// Checks where an entry points. The file may have changed since the last time: to be done at
+    /// every use. `entry_at` is where the entry was found, `file_size` the size of the file now.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] if the block is not wholly within the file, or overlaps the footer
+    /// copy, the header or the BAT.
+    pub(super) fn locate(&self, entry: BatEntry, entry_at: u64, file_size: u64) -> Result<Block> {
+        let bitmap = entry.start();
+        let data = add(bitmap, self.bitmap_len, entry_at)?;
+        let end = add(data, self.block_size, entry_at)?;
+        let block = Region { start: bitmap, end };
+
+        if end > file_size {
+            return Err(Error::malformed(
+                "VHD BAT entry points past the end of the file",
+                entry_at,
+            ));
+        }
+        if block.start < FOOTER_LEN || block.overlaps(self.header) || block.overlaps(self.table) {
+            return Err(Error::malformed(
+                "VHD BAT entry points into the headers",
+                entry_at,
+            ));
+        }
+        // INVARIANT: just checked.
+        Ok(Block { bitmap, data, end })
+    }
+
+    /// Where tapdisk puts the batmap header: in the first sector behind the BAT.
+    pub(super) fn batmap_header_at(&self) -> Result<u64> {
+        align_up(self.table.end, SECTOR_SIZE, self.table.start)
+    }
+
+    /// End of what lies at a known place: footer copy, header and BAT in whole sectors.
+    pub(super) fn headers_end(&self) -> Result<u64> {
+        let table_end = self.batmap_header_at()?;
+        Ok(table_end.max(self.header.end).max(FOOTER_LEN))
+    }
+}
+
+/// The dynamic header at host offset `at`.
+pub(super) fn header_region(at: u64) -> Result<Region> {
+    Region::new(at, HEADER_LEN, at)
+}

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Resolving guest ranges.
+
+use loop_parser::contract::{
+    Error,
+    Extent,
+    Map,
+    Placement,
+    Result,
+    Tables,
+    SECTOR_SIZE, //
+};
+
+use super::{
+    bitmap::{
+        self,
+        Run, //
+    },
+    layout::{
+        BatEntry,
+        Block,
+        Layout, //
+    },
+    num::{
+        add,
+        mul,
+        OUTSIDE, //
+    },
+};
+
+/// Most BAT entries that one call looks at to lengthen a run of zeros.
+const MAX_ENTRY_LOADS: u64 = 128;
+
+/// Bytes that are made writable at a time in a block with clear bits: every sync does this much.
+const CHUNK: u64 = 512 * 1024;
+
+/// Where the guest ranges of a VHD lie.
+#[derive(Clone, Copy, Debug)]
+pub struct VhdMap(Variant);
+
+#[derive(Clone, Copy, Debug)]
+enum Variant {
+    /// `size` bytes from the start of the file.
+    Fixed { size: u64 },
+    /// Blocks behind a BAT.
+    Dynamic(Layout),
+}
+
+impl VhdMap {
+    pub(super) fn fixed(size: u64) -> Self {
+        Self(Variant::Fixed { size })
+    }
+
+    pub(super) fn dynamic(layout: Layout) -> Self {
+        Self(Variant::Dynamic(layout))
+    }
+}
+
+impl Map for VhdMap {
+    fn resolve_read(&self, tables: &dyn Tables, pos: u64, len: u64) -> Result<Extent> {
+        match &self.0 {
+            Variant::Fixed { size } => {
+                let (offset, len) = fixed(tables, *size, pos, len)?;
+                Ok(Extent::Data { offset, len })
+            }
+            Variant::Dynamic(layout) => read(layout, tables, pos, len),
+        }
+    }
+
+    fn resolve_write(&self, tables: &dyn Tables, pos: u64, len: u64) -> Result<Placement> {
+        match &self.0 {
+            Variant::Fixed { size } => {
+                let (offset, len) = fixed(tables, *size, pos, len)?;
+                Ok(Placement::InPlace { offset, len })
+            }
+            Variant::Dynamic(layout) => write(layout, tables, pos, len),
+        }
+    }
+}
+
+/// Offset and length of a range of a fixed disk.
+fn fixed(tables: &dyn Tables, size: u64, pos: u64, len: u64) -> Result<(u64, u64)> {
+    let left = size.checked_sub(pos).filter(|&left| left > 0);
+    let left = left.ok_or(OUTSIDE)?;
+    let in_file = tables.size()?.saturating_sub(pos) & !SECTOR_SIZE.wrapping_sub(1);
+    if in_file == 0 {
+        return Err(Error::malformed("fixed VHD was truncated", pos));
+    }
+    Ok((pos, len.min(left).min(in_file)))
+}
+
+/// What the BAT and a bitmap say of the start of a guest range.
+enum Found {
+    /// The block is not allocated.
+    Unallocated,
+    /// The first bytes of the range lie in a block.
+    Allocated {
+        /// Host offset of the first one.
+        offset: u64,
+        /// How many bytes have equal bits.
+        len: u64,
+        /// Their bits.
+        is_set: bool,
+    },
+}
+
+fn find(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Found> {
+    let index = layout.index(pos)?;
+    let entry = layout.load_entry(tables, index)?;
+    if entry.is_none() {
+        return Ok(Found::Unallocated);
+    }
+    let block = layout.locate(entry, layout.entry_at(index)?, tables.size()?)?;
+    let within = layout.within(pos);
+    let run = run_within(layout, tables, &block, within, len)?;
+
+    Ok(Found::Allocated {
+        offset: add(block.data, within, block.data)?,
+        len: mul(run.sectors, SECTOR_SIZE, block.bitmap)?,
+        is_set: run.is_set,
+    })
+}
+
+/// The run of equal bits from `within` bytes into a block, at most `len` bytes or what is left of
+/// the block and the disk.
+fn run_within(
+    layout: &Layout,
+    tables: &dyn Tables,
+    block: &Block,
+    within: u64,
+    len: u64,
+) -> Result<Run> {
+    let left = layout.block_size.saturating_sub(within);
+    let max = len.min(left) / SECTOR_SIZE;
+    bitmap::run(tables, block.bitmap, within / SECTOR_SIZE, max)
+}
+
+fn read(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Extent> {
+    match find(layout, tables, pos, len)? {
+        Found::Unallocated => Ok(Extent::Zero {
+            len: unallocated_len(layout, tables, pos, len)?,
+        }),
+        Found::Allocated {
+            offset,
+            len,
+            is_set: true,
+        } => Ok(Extent::Data { offset, len }),
+        Found::Allocated { len, .. } => Ok(Extent::Zero { len }),
+    }
+}
+
+/// How many of the `len` bytes at `pos`, whose block is not allocated, lie in a run of blocks that
+/// are not.
+fn unallocated_len(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<u64> {
+    let len = len.min(layout.disk_size.saturating_sub(pos));
+    let mut found = layout.block_size.saturating_sub(layout.within(pos));
+
+    for _ in 0..MAX_ENTRY_LOADS {
+        if found >= len {
+            break;
+        }
+        let index = layout.index(add(pos, found, pos)?)?;
+        match layout.load_entry(tables, index) {
+            Ok(BatEntry::NONE) => found = found.saturating_add(layout.block_size),
+            Err(Error::WouldBlock) => return Err(Error::WouldBlock),
+            // What was found so far is right; the rest is for the next call to find out.
+            _ => break,
+        }
+    }
+    Ok(found.min(len))
+}
+
+fn write(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Placement> {
+    match find(layout, tables, pos, len)? {
+        Found::Unallocated => {
+            let (pos, len) = layout.guest_range(pos);
+            Ok(Placement::Allocate { pos, len })
+        }
+        Found::Allocated {
+            offset,
+            len,
+            is_set: true,
+        } => Ok(Placement::InPlace { offset, len }),
+        Found::Allocated { .. } => {
+            let (pos, len) = chunk_range(layout, pos);
+            Ok(Placement::Allocate { pos, len })
+        }
+    }
+}
+
+/// Offset in its block, and length, of the chunk of guest position `pos`.
+pub(super) fn chunk_within(layout: &Layout, pos: u64) -> (u64, u64) {
+    let len = CHUNK.min(layout.block_size);
+    (layout.within(pos) & !len.wrapping_sub(1), len)
+}
+
+/// Guest position and length of the chunk of `pos`, cut at the end of the disk.
+fn chunk_range(layout: &Layout, pos: u64) -> (u64, u64) {
+    let (block, block_len) = layout.guest_range(pos);
+    let (within, len) = chunk_within(layout, pos);
+    let len = len.min(block_len.saturating_sub(within));
+    (block.saturating_add(within), len)
+}
