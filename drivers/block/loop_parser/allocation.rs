@@ -162,7 +162,11 @@ impl<'a> Allocating<'a, state::Written> {
     /// Makes them durable, if the crash rules ask for it.
     pub(crate) fn make_durable(self) -> Result<Allocating<'a, state::Durable>> {
         let inner = &self.inner;
-        if inner.space.as_ref().is_some_and(|space| space.sync_before_publish) {
+        if inner
+            .space
+            .as_ref()
+            .is_some_and(|space| space.sync_before_publish)
+        {
             inner.image.sync(inner.file).map_err(store_error)?;
         }
         Ok(self.into())

@@ -2,8 +2,8 @@
 
 //! `/sys/block/loopN/loop/`.
 //!
-//! `parser` is there all the time; the C driver's files while a file is attached (tools take
-//! `backing_file` for the sign of that); what describes an image while one is attached.
+//! `parser` is there all the time; the C driver's files, and what describes the image, while a file
+//! is attached (tools take `backing_file` for the sign of that).
 
 use core::fmt::Write;
 
@@ -58,22 +58,18 @@ static BOUND: Group = Group::new(
         Some(&AUTOCLEAR),
         Some(&PARTSCAN),
         Some(&DIO),
+        Some(&VARIANT),
+        Some(&SIZE_SOURCE),
         None,
     ],
 );
-static IMAGE: Group = Group::new(DIRECTORY, &[Some(&VARIANT), Some(&SIZE_SOURCE), None]);
 
 /// What a disk appears with.
 pub(crate) static GROUPS: &[Option<&Group>] = &[Some(&ALWAYS), None];
 
 /// Shows the files of a bound device. Without them the device still works, as with the C driver.
-pub(crate) fn show(device: &Device, image: &Image) {
-    let disk = device.disk_ref();
-    let mut result = disk.merge_group(&BOUND);
-    if result.is_ok() && !image.is_raw() {
-        result = disk.merge_group(&IMAGE);
-    }
-    if let Err(error) = result {
+pub(crate) fn show(device: &Device) {
+    if let Err(error) = device.disk_ref().merge_group(&BOUND) {
         pr_warn!(
             "loop{}: cannot create sysfs files ({error:?})\n",
             device.number()
@@ -83,12 +79,8 @@ pub(crate) fn show(device: &Device, image: &Image) {
 
 /// Removes them. Waits for readers, who may be waiting for the device's configuration: not to be
 /// called with that locked.
-pub(crate) fn hide(device: &Device, image: &Image) {
-    let disk = device.disk_ref();
-    if !image.is_raw() {
-        disk.unmerge_group(&IMAGE);
-    }
-    disk.unmerge_group(&BOUND);
+pub(crate) fn hide(device: &Device) {
+    device.disk_ref().unmerge_group(&BOUND);
 }
 
 /// Formats into the page; sysfs content always fits.

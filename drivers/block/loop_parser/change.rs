@@ -8,7 +8,6 @@ use kernel::{
 };
 
 use crate::{
-    attributes,
     configure::{
         open_image,
         reread_partitions,
@@ -20,10 +19,7 @@ use crate::{
         Config,
         Device, //
     },
-    geometry::{
-        can_use_direct,
-        sync_direct, //
-    },
+    geometry::can_use_direct,
     select::Choice,
     sys::{
         bdev::BlockDevice,
@@ -32,7 +28,6 @@ use crate::{
             LO_FLAGS_PARTSCAN,
             LO_FLAGS_READ_ONLY, //
         },
-        disk::Frozen,
         file::BackingFile, //
     }, //
 };
@@ -100,29 +95,14 @@ fn replace(
     // Direct I/O may follow; a failure shows again there.
     let _ = attached.file.fsync();
     disk.media_change();
-    attributes::hide(device, before.user.image());
-    attributes::show(device, attached.user.image());
     let frozen = disk.freeze();
-    switch(device, config, attached, frozen)
-}
-
-fn switch(
-    device: &Device,
-    config: &mut Config,
-    attached: AttachedFile,
-    frozen: Frozen<'_, Device>,
-) -> Result<Option<AttachedFile>> {
     if attached.file.is_o_direct() {
         config.flags |= LO_FLAGS_DIRECT_IO;
     }
-    if !can_use_direct(device.disk_ref(), config, &attached) {
+    if !can_use_direct(disk, config, &attached) {
         config.flags &= !LO_FLAGS_DIRECT_IO;
     }
-    let binding = config.binding(&attached)?;
-    let old_binding = frozen.rebind(Some(binding));
-    drop(frozen);
-    drop(old_binding);
     let old = config.attached.replace(attached);
-    sync_direct(config);
+    config.enforce(&frozen);
     Ok(old)
 }

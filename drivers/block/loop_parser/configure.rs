@@ -226,7 +226,7 @@ fn bind(
 }
 
 /// A failed bind gives the file back: it must be closed outside the lock.
-struct Failure(Error, Option<AttachedFile>);
+struct Failure(Error, AttachedFile);
 
 fn bind_locked(
     device: &Device,
@@ -246,7 +246,7 @@ fn bind_locked(
     let mut limits = LimitsUpdate::start(disk);
     geometry::update_limits(config, &attached, &mut limits, block_size);
     if let Err(error) = limits.commit() {
-        return Err(Failure(error, Some(attached)));
+        return Err(Failure(error, attached));
     }
     // Direct I/O may follow: write back now what the page cache has, so that the single I/Os need
     // not. A failure shows there again.
@@ -254,16 +254,16 @@ fn bind_locked(
     if !can_use_direct(disk, config, &attached) {
         config.flags &= !LO_FLAGS_DIRECT_IO;
     }
-    attached.user.set_direct(config.has_flag(LO_FLAGS_DIRECT_IO));
-    let bound = config
-        .binding(&attached)
-        .and_then(|binding| disk.bind(binding));
-    if let Err(error) = bound {
-        return Err(Failure(error, Some(attached)));
+    attached
+        .user
+        .set_direct(config.has_flag(LO_FLAGS_DIRECT_IO));
+    let binding = KBox::new(config.binding(&attached), GFP_KERNEL);
+    if let Err(error) = binding.map_err(Error::from).and_then(|new| disk.bind(new)) {
+        return Err(Failure(error, attached));
     }
     disk.media_change();
     disk.set_read_only(config.has_flag(LO_FLAGS_READ_ONLY));
-    attributes::show(device, attached.user.image());
+    attributes::show(device);
     disk.set_capacity(config.capacity(&attached));
     config.attached = Some(attached);
     device.set_phase(config, Phase::Bound);

@@ -67,7 +67,9 @@ impl DeviceTable {
             visible: false,
         };
         self.0.reserve(1, GFP_KERNEL)?;
-        self.0.insert_within_capacity(at, slot).map_err(|_| ENOMEM)?;
+        self.0
+            .insert_within_capacity(at, slot)
+            .map_err(|_| ENOMEM)?;
         Ok(number)
     }
 
@@ -106,8 +108,8 @@ fn create(number: u32) -> Result<Arc<Device>> {
         name: "loop",
         number,
         major: LP_LOOP_MAJOR,
-        first_minor: number.checked_shl(shift).ok_or(EINVAL)?,
-        minors: 1u32.checked_shl(shift).ok_or(EINVAL)?,
+        first_minor: number.checked_mul(1 << shift).ok_or(EINVAL)?,
+        minors: 1 << shift,
     };
     Disk::add(&device, &address, attributes::GROUPS)?;
     Ok(device)

@@ -58,7 +58,8 @@ use crate::{
         },
         disk::{
             Disk,
-            DiskOps, //
+            DiskOps,
+            Frozen, //
         },
         file::{
             BackingFile,
@@ -162,18 +163,28 @@ impl Config {
     }
 
     /// What requests have to know of this configuration.
-    pub(crate) fn binding(&self, attached: &AttachedFile) -> Result<KBox<Binding>> {
+    pub(crate) fn binding(&self, attached: &AttachedFile) -> Binding {
         let direct = self.has_flag(LO_FLAGS_DIRECT_IO).then_some(attached.align);
-        Ok(KBox::new(
-            Binding {
-                file: attached.file.clone(),
-                image: attached.user.image().clone(),
-                offset: self.offset,
-                direct,
-                read_only: self.has_flag(LO_FLAGS_READ_ONLY),
-            },
-            GFP_KERNEL,
-        )?)
+        Binding {
+            file: attached.file.clone(),
+            image: attached.user.image().clone(),
+            offset: self.offset,
+            direct,
+            read_only: self.has_flag(LO_FLAGS_READ_ONLY),
+        }
+    }
+
+    /// Puts a changed configuration of a bound device in force. The files and images whose last
+    /// reference this could drop are still referred to by `attached`.
+    pub(crate) fn enforce(&mut self, frozen: &Frozen<'_, Device>) {
+        let direct = self.has_flag(LO_FLAGS_DIRECT_IO);
+        if let Some(attached) = &mut self.attached {
+            attached.user.set_direct(direct);
+        }
+        if let Some(attached) = &self.attached {
+            let binding = self.binding(attached);
+            frozen.update(|old| *old = binding);
+        }
     }
 }
 

@@ -72,7 +72,10 @@ pub(crate) fn update_limits(
     if file.has_fsync() && !config.has_flag(LO_FLAGS_READ_ONLY) {
         limits.features |= limits::FEAT_WRITE_CACHE;
     }
-    if file.backing_device().is_some_and(BlockDevice::is_rotational) {
+    if file
+        .backing_device()
+        .is_some_and(BlockDevice::is_rotational)
+    {
         limits.features |= limits::FEAT_ROTATIONAL;
     }
     let (sectors, granularity) = discard(attached);
@@ -131,37 +134,12 @@ pub(crate) fn set_direct(device: &Device, config: &mut Config, enable: bool) -> 
         // Dirty pages first; a failure shows again at the next sync.
         let _ = attached.file.fsync();
     }
-    let old = config.flags;
-    config.flags ^= LO_FLAGS_DIRECT_IO;
-    let result = switch(device, config);
-    if result.is_err() {
-        config.flags = old;
-    }
-    result
-}
-
-/// Puts a changed direct I/O flag in force.
-fn switch(device: &Device, config: &mut Config) -> Result {
-    let disk = device.disk_ref();
     let mut limits = LimitsUpdate::start(disk);
-    let attached = config.bound()?;
-    set_dma_alignment(config, attached, &mut limits);
-    let binding = config.binding(attached)?;
     let frozen = disk.freeze();
-    limits.commit()?;
-    let old = frozen.rebind(Some(binding));
-    drop(frozen);
-    drop(old);
-    sync_direct(config);
-    Ok(())
-}
-
-/// Tells the image whether this device writes directly.
-pub(crate) fn sync_direct(config: &mut Config) {
-    let direct = config.has_flag(LO_FLAGS_DIRECT_IO);
-    if let Some(attached) = &mut config.attached {
-        attached.user.set_direct(direct);
-    }
+    config.flags ^= LO_FLAGS_DIRECT_IO;
+    set_dma_alignment(config, config.bound()?, &mut limits);
+    config.enforce(&frozen);
+    limits.commit()
 }
 
 /// `LOOP_SET_BLOCK_SIZE`.
@@ -190,11 +168,7 @@ pub(crate) fn set_block_size(
     let result = limits.commit();
     if config.has_flag(LO_FLAGS_DIRECT_IO) && !can_use_direct(disk, &config, config.bound()?) {
         config.flags &= !LO_FLAGS_DIRECT_IO;
-        let binding = config.binding(config.bound()?)?;
-        let old = frozen.rebind(Some(binding));
-        drop(frozen);
-        drop(old);
-        sync_direct(&mut config);
+        config.enforce(&frozen);
     }
     result
 }
@@ -205,4 +179,3 @@ pub(crate) fn set_capacity(device: &Device, config: &Config) -> Result {
     device.disk_ref().set_capacity(config.capacity(attached));
     Ok(())
 }
-

@@ -112,6 +112,8 @@ pub(crate) struct Image {
 
 impl Image {
     /// Lets the parser attach the file.
+    // Not inlined: the image is put together on the stack.
+    #[inline(never)]
     fn attach(
         file: &BackingFile,
         parser: BoundParser,
@@ -348,7 +350,10 @@ impl Drop for Change<'_> {
 fn checked_extent(extent: Extent, limit: u64) -> Result<Extent> {
     let (Extent::Data { len, .. } | Extent::Zero { len }) = extent;
     if len == 0 || len > limit {
-        return Err(Error::malformed("parser resolved to an impossible extent", 0));
+        return Err(Error::malformed(
+            "parser resolved to an impossible extent",
+            0,
+        ));
     }
     Ok(extent)
 }
@@ -361,7 +366,10 @@ fn checked_placement(placement: Placement, at: u64, limit: u64) -> Result<Placem
         }
     };
     if !good {
-        return Err(Error::malformed("parser resolved to an impossible place", 0));
+        return Err(Error::malformed(
+            "parser resolved to an impossible place",
+            0,
+        ));
     }
     Ok(placement)
 }

@@ -55,8 +55,8 @@ impl Parser for Raw {
         Ok(Attached {
             disk: Disk {
                 size: 0,
-                variant: "",
-                size_source: "",
+                variant: "raw",
+                size_source: "file",
             },
             map,
             alloc,
@@ -90,11 +90,7 @@ impl Allocate for Identity {
         Ok(Reserved::Ready)
     }
 
-    fn publish(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        _space: &Reservation,
-    ) -> contract::Result {
+    fn publish(&mut self, _tables: &mut dyn TablesMut, _space: &Reservation) -> contract::Result {
         Ok(())
     }
 

@@ -133,10 +133,11 @@ fn named(name: &[u8], loop_number: u32) -> Result<BoundParser> {
 }
 
 fn detect(file: &BackingFile, loop_number: u32) -> Result<BoundParser> {
-    let mut head = [0; Probe::HEAD];
-    let mut tail = KVec::with_capacity(Probe::TAIL, GFP_KERNEL)?;
-    tail.resize(Probe::TAIL, 0u8, GFP_KERNEL)?;
-    let probe = read_ends(file, &mut head, &mut tail).inspect_err(|error| {
+    // Too large for the stack.
+    let mut ends = KVec::new();
+    ends.resize(Probe::HEAD + Probe::TAIL, 0u8, GFP_KERNEL)?;
+    let (head, tail) = ends.split_at_mut(Probe::HEAD);
+    let probe = read_ends(file, head, tail).inspect_err(|error| {
         pr_err!("loop{loop_number}: refused: cannot read the file to recognise it ({error:?})\n");
     })?;
     let mut missing: Option<&'static CStr> = None;
@@ -172,11 +173,7 @@ fn detect(file: &BackingFile, loop_number: u32) -> Result<BoundParser> {
 }
 
 /// Reads the first and last bytes of a file.
-fn read_ends<'a>(
-    file: &BackingFile,
-    head: &'a mut [u8],
-    tail: &'a mut [u8],
-) -> Result<Probe<'a>> {
+fn read_ends<'a>(file: &BackingFile, head: &'a mut [u8], tail: &'a mut [u8]) -> Result<Probe<'a>> {
     let size = file.size();
     let fit = |len: usize| len.min(usize::try_from(size).unwrap_or(usize::MAX));
     let (head_len, tail_len) = (fit(head.len()), fit(tail.len()));

@@ -148,13 +148,19 @@ fn bounded(len: u64, limit: u32) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX).min(limit)
 }
 
-/// Fails a request for what is wrong with the image or its file.
-fn refuse(request: LoopRequest, error: Error) -> Step {
+/// Fails a request for what is wrong with the image or its file. Its first `done` bytes are good.
+fn refuse(request: LoopRequest, done: u32, error: Error) -> Step {
     if let Some(binding) = request.binding() {
         binding.image().report(&error);
     }
-    request.fail(kernel::error::Error::from_errno(error.to_io_errno()));
+    request.fail_after(done, kernel::error::Error::from_errno(error.to_io_errno()));
     Step::Gone
+}
+
+/// The same for a request that is good up to the cursor.
+fn refuse_here(request: LoopRequest, error: Error) -> Step {
+    let done = request.done();
+    refuse(request, done, error)
 }
 
 /// Moves on behind what an I/O has moved, or ends the request with its error.
@@ -201,12 +207,13 @@ fn read_piece(request: LoopRequest) -> Step {
             Step::Next(request)
         }
         Ok(Extent::Data { offset, len }) => move_data(request, offset, bounded(len, piece)),
-        Err(error) => refuse(request, error),
+        Err(error) => refuse_here(request, error),
     }
 }
 
 fn write_piece(request: LoopRequest) -> Step {
     let piece = request.piece();
+    let done = request.done();
     if piece == 0 {
         request.end(Ok(()));
         return Step::Gone;
@@ -222,9 +229,10 @@ fn write_piece(request: LoopRequest) -> Step {
         Ok(Placement::InPlace { offset, len }) => move_data(request, offset, bounded(len, piece)),
         Ok(Placement::Allocate { pos, len }) => match write_new(&request, (pos, len)) {
             Ok(()) => Step::Next(request),
-            Err(error) => refuse(request, error),
+            // What was written to unpublished space is not there.
+            Err(error) => refuse(request, done, error),
         },
-        Err(error) => refuse(request, error),
+        Err(error) => refuse(request, done, error),
     }
 }
 
@@ -238,9 +246,12 @@ fn place(request: &LoopRequest) -> Option<(&Binding, u64)> {
 /// that mode and the extent is aligned for it.
 fn move_data(request: LoopRequest, offset: u64, count: u32) -> Step {
     let Some(binding) = request.binding() else {
-        return refuse(request, Error::Store(EIO.to_errno()));
+        return refuse_here(request, Error::Store(EIO.to_errno()));
     };
-    if binding.direct().is_some_and(|align| is_aligned(align, offset, count)) {
+    if binding
+        .direct()
+        .is_some_and(|align| is_aligned(align, offset, count))
+    {
         let (file, image) = (binding.file().clone(), binding.image().clone());
         let gate = match request.op() {
             Op::Write => image.direct_write_gate(),
@@ -261,12 +272,7 @@ fn is_aligned(align: DioAlign, offset: u64, count: u32) -> bool {
 }
 
 /// A transfer through the page cache, repeated if it failed for a reason that passes.
-fn transfer(
-    request: &LoopRequest,
-    binding: &Binding,
-    offset: u64,
-    count: u32,
-) -> Result<usize> {
+fn transfer(request: &LoopRequest, binding: &Binding, offset: u64, count: u32) -> Result<usize> {
     let _gate = match request.op() {
         Op::Write => binding.image().exclude_direct_writes(),
         _ => None,

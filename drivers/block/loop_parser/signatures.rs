@@ -56,7 +56,8 @@ pub(crate) fn static_name(name: &[u8]) -> Option<&'static CStr> {
 fn is_vhd(probe: &Probe<'_>) -> bool {
     let ends_with_footer = |len: usize| {
         let at = probe.tail.len().checked_sub(len);
-        at.and_then(|at| probe.tail.get(at..)).is_some_and(is_vhd_cookie)
+        at.and_then(|at| probe.tail.get(at..))
+            .is_some_and(is_vhd_cookie)
     };
     is_vhd_cookie(probe.head)
         || ends_with_footer(512)
@@ -71,7 +72,9 @@ fn is_qcow(probe: &Probe<'_>, version: fn(u32) -> bool) -> bool {
     let Some((magic, rest)) = probe.head.split_first_chunk::<4>() else {
         return false;
     };
-    let number = rest.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes));
+    let number = rest
+        .first_chunk::<4>()
+        .map(|bytes| u32::from_be_bytes(*bytes));
     magic == b"QFI\xfb" && number.is_some_and(version)
 }
 

@@ -11,10 +11,7 @@ use crate::{
         Device,
         FILE_NAME_SIZE, //
     },
-    geometry::{
-        can_use_direct,
-        sync_direct, //
-    },
+    geometry::can_use_direct,
     sys::{
         bdev::BlockDevice,
         bindings::{
@@ -120,11 +117,7 @@ fn apply(device: &Device, config: &mut Config, info: &loop_info64) -> Result<boo
     if config.has_flag(LO_FLAGS_DIRECT_IO) && !can_use_direct(disk, config, config.bound()?) {
         config.flags &= !LO_FLAGS_DIRECT_IO;
     }
-    let binding = config.binding(config.bound()?)?;
-    let old = frozen.rebind(Some(binding));
-    drop(frozen);
-    drop(old);
-    sync_direct(config);
+    config.enforce(&frozen);
     Ok(scan)
 }
 

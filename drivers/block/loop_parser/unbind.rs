@@ -42,9 +42,7 @@ pub(crate) fn detach(device: &Device) {
 
     reset_limits(device);
     disk.invalidate();
-    if let Some(attached) = &attached {
-        attributes::hide(device, attached.user.image());
-    }
+    attributes::hide(device);
     disk.uevent_change();
     disk.media_change();
     // All partitions, those added by hand included. There is nobody to return an error to.

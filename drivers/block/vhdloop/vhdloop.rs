@@ -42,11 +42,7 @@ impl Parser for Vhd {
         format::probe(probe)
     }
 
-    fn attach(
-        &self,
-        tables: &dyn Tables,
-        request: &AttachRequest<'_>,
-    ) -> ContractResult<Attached> {
+    fn attach(&self, tables: &dyn Tables, request: &AttachRequest<'_>) -> ContractResult<Attached> {
         let attached = format::attach(tables, request.options, request.writable)?;
         let no_memory = |_| Error::Store(ENOMEM.to_errno());
         let map = KBox::new(attached.map, GFP_KERNEL).map_err(no_memory)?;

@@ -230,7 +230,11 @@ impl<T: DiskOps> Disk<T> {
     /// Makes the disk disappear and drops what `add` gave it, once the last user has closed it.
     pub(crate) fn remove(device: &Arc<T>, unlisted: impl FnOnce()) {
         let disk = device.disk();
-        if disk.state.cmpxchg(ADDED, REMOVED, kernel::sync::atomic::ordering::Full) != Ok(ADDED) {
+        if disk
+            .state
+            .cmpxchg(ADDED, REMOVED, kernel::sync::atomic::ordering::Full)
+            != Ok(ADDED)
+        {
             return;
         }
         // SAFETY: The disk was added and is removed once.
@@ -365,6 +369,14 @@ pub(crate) struct Frozen<'a, T: DiskOps> {
 }
 
 impl<T: DiskOps> Frozen<'_, T> {
+    /// Changes what requests look at, in place: this cannot fail.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut T::Binding)) {
+        if let Some(mut value) = self.rebind(None) {
+            change(&mut value);
+            self.rebind(Some(value));
+        }
+    }
+
     /// Replaces what requests look at.
     pub(crate) fn rebind(&self, value: Option<KBox<T::Binding>>) -> Option<KBox<T::Binding>> {
         // SAFETY: The queue is frozen.
@@ -384,13 +396,10 @@ impl<T: DiskOps> Drop for Frozen<'_, T> {
 /// # Safety
 ///
 /// `disk` is a valid gendisk for the lifetime `'a`.
-pub(super) unsafe fn device_of_disk<'a, T: DiskOps>(
-    disk: *mut bindings::gendisk,
-) -> Option<&'a T> {
+pub(super) unsafe fn device_of_disk<'a, T: DiskOps>(disk: *mut bindings::gendisk) -> Option<&'a T> {
     // SAFETY: By the requirement. Our `fops` are only ever set together with `private_data`.
     unsafe {
-        core::ptr::eq((*disk).fops, Disk::<T>::FOPS_REF)
-            .then(|| &*(*disk).private_data.cast::<T>())
+        core::ptr::eq((*disk).fops, Disk::<T>::FOPS_REF).then(|| &*(*disk).private_data.cast::<T>())
     }
 }
 
@@ -455,7 +464,7 @@ unsafe extern "C" fn ioctl<T: DiskOps>(
             BlockDevice::from_raw(bdev),
         )
     };
-    errno(device.ioctl(bdev, OpenMode(mode), cmd, arg as usize))
+    errno(device.ioctl(bdev, OpenMode(mode), cmd, arg))
 }
 
 /// # Safety
@@ -474,7 +483,7 @@ unsafe extern "C" fn compat_ioctl<T: DiskOps>(
             BlockDevice::from_raw(bdev),
         )
     };
-    errno(device.compat_ioctl(bdev, OpenMode(mode), cmd, arg as usize))
+    errno(device.compat_ioctl(bdev, OpenMode(mode), cmd, arg))
 }
 
 /// # Safety

@@ -279,8 +279,11 @@ impl BackingFile {
         Ok(unsafe { CStr::from_char_ptr(path) }.to_bytes())
     }
 
-    /// Makes everything written to the file durable.
+    /// Makes everything written to the file durable, as far as its file system knows how.
     pub(crate) fn fsync(&self) -> Result {
+        if !self.has_fsync() {
+            return Ok(());
+        }
         // SAFETY: By the invariant the file is valid. May sleep.
         to_result(unsafe { bindings::vfs_fsync(self.as_ptr(), 0) })
     }

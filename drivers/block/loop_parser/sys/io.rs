@@ -58,9 +58,7 @@ unsafe fn transfer(
         };
         bindings::iov_iter_kvec(iter.as_mut_ptr(), rw, vecs.as_ptr(), vecs.len(), count);
         match direction {
-            Direction::Read => {
-                file.ops().read_iter.ok_or(EINVAL)?(iocb, iter.as_mut_ptr())
-            }
+            Direction::Read => file.ops().read_iter.ok_or(EINVAL)?(iocb, iter.as_mut_ptr()),
             Direction::Write => {
                 let write_iter = file.ops().write_iter.ok_or(EINVAL)?;
                 bindings::lp_kiocb_start_write(iocb);

@@ -83,7 +83,7 @@ unsafe extern "C" fn control_ioctl<T: ControlOps>(
     cmd: c_uint,
     arg: c_ulong,
 ) -> c_long {
-    match T::ioctl(cmd, arg as usize) {
+    match T::ioctl(cmd, arg) {
         Ok(value) => value as c_long,
         Err(error) => error.to_errno() as c_long,
     }

@@ -48,9 +48,7 @@ impl Folio {
     /// Bytes from `pos` to the end of the folio.
     pub(super) fn available(&self, pos: u64) -> usize {
         // SAFETY: We hold a reference; pure arithmetic on its size.
-        unsafe {
-            bindings::lp_folio_size(self.0.as_ptr()).saturating_sub(self.offset_of(pos))
-        }
+        unsafe { bindings::lp_folio_size(self.0.as_ptr()).saturating_sub(self.offset_of(pos)) }
     }
 
     fn offset_of(&self, pos: u64) -> usize {
@@ -69,12 +67,7 @@ impl Folio {
         // SAFETY: The range lies in the folio and in `to`. No Rust reference to the bytes of the
         // folio exists; the C function copies whatever is there at the time.
         unsafe {
-            bindings::lp_memcpy_from_folio(
-                to.cast(),
-                self.0.as_ptr(),
-                self.offset_of(pos),
-                len,
-            )
+            bindings::lp_memcpy_from_folio(to.cast(), self.0.as_ptr(), self.offset_of(pos), len)
         };
     }
 }

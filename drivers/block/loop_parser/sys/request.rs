@@ -196,9 +196,7 @@ impl<T: DiskOps> Request<T> {
     pub(crate) fn device(&self) -> ArcBorrow<'_, T> {
         // SAFETY: By the invariant the queue is one of driver `T`, whose `queuedata` came from an
         // `Arc` that lives until the disk is freed, which waits for all requests.
-        unsafe {
-            ArcBorrow::from_raw((*(*self.raw.as_ptr()).q).queuedata.cast_const().cast::<T>())
-        }
+        unsafe { ArcBorrow::from_raw((*(*self.raw.as_ptr()).q).queuedata.cast_const().cast::<T>()) }
     }
 
     /// What the device is bound to; stays valid until this request ends.
@@ -498,7 +496,7 @@ impl<T: DiskOps> Request<T> {
                 let result = unsafe { (*command).result };
                 // SAFETY: The I/O has ended.
                 unsafe { self.end_direct() };
-                Direct::Done(self, to_count(result as isize))
+                Direct::Done(self, to_count(result))
             }
             Ok(moved) => {
                 // SAFETY: Any other value: it ended at once and there will be no completion.
@@ -564,15 +562,12 @@ impl<T: DiskOps> Request<T> {
 
     /// Ends the request with success for its first `done` bytes and `error` for the rest.
     pub(crate) fn fail_after(self, done: u32, error: Error) {
-        if done > 0 {
+        let done = done - done % 512;
+        if done > 0 && done < self.len() {
             // SAFETY: By the invariant the request is ours. Fewer bytes than it has are ended, so
             // it stays alive.
             unsafe {
-                bindings::blk_update_request(
-                    self.raw.as_ptr(),
-                    bindings::LP_BLK_STS_OK,
-                    done.min(self.len().saturating_sub(1)),
-                )
+                bindings::blk_update_request(self.raw.as_ptr(), bindings::LP_BLK_STS_OK, done)
             };
         }
         self.end(Err(error));
@@ -618,7 +613,7 @@ unsafe extern "C" fn direct_complete<T: DiskOps>(iocb: *mut bindings::kiocb, res
         // The submitter has left the request to us.
         let request = Request::<T>::from_raw(raw);
         request.end_direct();
-        T::direct_done(request, to_count(result as isize));
+        T::direct_done(request, to_count(result));
     }
 }
 

@@ -9,7 +9,8 @@ use core::{
 
 use kernel::{
     ffi::c_char,
-    prelude::*, //
+    prelude::*,
+    str::as_char_ptr_in_const_context, //
 };
 
 use super::{
@@ -83,9 +84,8 @@ impl File {
     const fn new<T: DiskOps, A: Attribute<T>>(mode: u16, store: Option<Store>) -> Self {
         Self(bindings::device_attribute {
             attr: bindings::attribute {
-                name: A::NAME.as_ptr().cast::<c_char>(),
+                name: as_char_ptr_in_const_context(A::NAME),
                 mode,
-                ..pin_init::zeroed()
             },
             __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
                 show: Some(show::<T, A>),
@@ -107,7 +107,7 @@ impl Group {
     pub(crate) const fn new(name: &'static CStr, files: &'static [Option<&'static File>]) -> Self {
         Self(
             bindings::attribute_group {
-                name: name.as_ptr().cast::<c_char>(),
+                name: as_char_ptr_in_const_context(name),
                 __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
                     // `Option<&File>` has the layout of a pointer to the attribute, which is the
                     // first field of the file; `None` is the null that ends the list.
@@ -143,7 +143,7 @@ unsafe extern "C" fn show<T: DiskOps, A: Attribute<T>>(
     let (device, buf) = unsafe {
         (
             device_of_disk::<T>(bindings::lp_dev_to_disk(dev)),
-            core::slice::from_raw_parts_mut(buf.cast::<u8>(), bindings::LP_PAGE_SIZE as usize),
+            core::slice::from_raw_parts_mut(buf.cast::<u8>(), bindings::LP_PAGE_SIZE),
         )
     };
     let Some(device) = device else {

@@ -127,10 +127,7 @@ impl Candidate {
         let stored = self.fields.checksum.get();
         checksum::matches(self.sum, stored)
             || (self.hidden_is_not_summed()
-                && checksum::matches(
-                    self.sum.wrapping_sub(u32::from(self.fields.hidden)),
-                    stored,
-                ))
+                && checksum::matches(self.sum.wrapping_sub(u32::from(self.fields.hidden)), stored))
     }
 
     /// Early tapdisk tools set `hidden` without computing the checksum anew.
@@ -179,8 +176,7 @@ impl Candidate {
 
     /// Whether a fixed disk's data fits in front of the footer; true for other types.
     pub(super) fn fits_in_front(&self) -> bool {
-        self.fields.disk_type.get() != TYPE_FIXED
-            || self.fields.current_size.get() <= self.place.at
+        self.fields.disk_type.get() != TYPE_FIXED || self.fields.current_size.get() <= self.place.at
     }
 
     /// Checks the footer: cookie, version, type, checksum.

@@ -55,11 +55,7 @@ impl SizeRule {
 /// # Errors
 ///
 /// [`Error::Malformed`] if the size is 0 or not covered.
-pub(super) fn choose(
-    chosen: &Chosen,
-    rule: SizeRule,
-    covered: u64,
-) -> Result<(u64, &'static str)> {
+pub(super) fn choose(chosen: &Chosen, rule: SizeRule, covered: u64) -> Result<(u64, &'static str)> {
     let footer = &chosen.footer;
     let by_chs = match rule {
         SizeRule::Chs => true,
@@ -83,7 +79,10 @@ pub(super) fn choose(
         return Err(Error::malformed("size of the disk is 0", at));
     }
     if size > covered {
-        return Err(Error::malformed("disk is larger than its image can hold", at));
+        return Err(Error::malformed(
+            "disk is larger than its image can hold",
+            at,
+        ));
     }
     Ok((size, source))
 }

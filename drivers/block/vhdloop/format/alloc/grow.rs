@@ -150,7 +150,9 @@ impl Space {
     /// How many of the next `wanted` places a BAT entry can name.
     fn addressable(&self, wanted: u64) -> u64 {
         let is_addressable = |&offset: &u64| {
-            let start = self.slots.start_of(self.slots.count().saturating_add(offset));
+            let start = self
+                .slots
+                .start_of(self.slots.count().saturating_add(offset));
             start.is_ok_and(|start| BatEntry::for_block(start).is_some())
         };
         (0..wanted)

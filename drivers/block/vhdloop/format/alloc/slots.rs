@@ -45,10 +45,7 @@ impl Set {
     }
 
     fn len(&self) -> u64 {
-        self.0
-            .iter()
-            .map(|bits| u64::from(bits.count_ones()))
-            .sum()
+        self.0.iter().map(|bits| u64::from(bits.count_ones())).sum()
     }
 }
 
@@ -110,11 +107,7 @@ impl Slots {
 
     /// Host offset in bytes of place `index`, which need not exist yet.
     pub(super) fn start_of(&self, index: u64) -> Result<u64> {
-        add(
-            self.first,
-            mul(index, self.stride, self.first)?,
-            self.first,
-        )
+        add(self.first, mul(index, self.stride, self.first)?, self.first)
     }
 
     /// The place in the window that begins at host offset `start`.

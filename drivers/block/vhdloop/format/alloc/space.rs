@@ -103,7 +103,9 @@ impl Space {
     /// file or where it must not: growing the file would make it valid.
     fn survey(tables: &mut dyn TablesMut, layout: &Layout, file_size: u64) -> Result<Self> {
         let scan = scan(tables, layout, file_size)?;
-        let used = scan.end.max(header::structures_end(tables, layout, file_size)?);
+        let used = scan
+            .end
+            .max(header::structures_end(tables, layout, file_size)?);
         let last = file_size.saturating_sub(FOOTER_LEN);
         footer::repair_front(tables, file_size)?;
 
@@ -139,7 +141,12 @@ impl Space {
 
     /// The device has another size now. The cursor stays: blocks that are handed out do not show
     /// in the BAT.
-    fn follow_device(&mut self, tables: &mut dyn TablesMut, layout: &Layout, file_size: u64) -> Result {
+    fn follow_device(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        layout: &Layout,
+        file_size: u64,
+    ) -> Result {
         let used = self.end_of_last(layout)?;
         repair_device_end(tables, used, file_size)?;
         self.file_size = file_size;
