@@ -57,19 +57,16 @@ fn change(device: &Device, bdev: &BlockDevice, file: &Arc<BackingFile>) -> Resul
         let _validate = validation_lock(file);
         validate_file(file, bdev)?;
     }
-    let attached = open_image(device, file, &choice, false)?;
+    // Whichever file is in here at the end is closed after the locks below are gone: that can take
+    // the `open_mutex` of another disk.
+    let mut other = open_image(device, file, &choice, false)?;
     device.disk_ref().suppress_uevents(true);
-    let (old, scan) = {
-        let _validate = validation_lock(file);
-        validate_file(file, bdev)?;
-        let mut config = device.config_killable()?;
-        check(&config)?;
-        let old = replace(device, &mut config, attached)?;
-        (old, config.has_flag(LO_FLAGS_PARTSCAN))
-    };
-    // Outside the locks: closing the file can take the `open_mutex` of another disk.
-    drop(old);
-    Ok(scan)
+    let _validate = validation_lock(file);
+    validate_file(file, bdev)?;
+    let mut config = device.config_killable()?;
+    check(&config)?;
+    swap(device, &mut config, &mut other)?;
+    Ok(config.has_flag(LO_FLAGS_PARTSCAN))
 }
 
 fn check(config: &Config) -> Result {
@@ -81,28 +78,25 @@ fn check(config: &Config) -> Result {
     }
 }
 
-/// Switches the files and returns the old one.
-fn replace(
-    device: &Device,
-    config: &mut Config,
-    attached: AttachedFile,
-) -> Result<Option<AttachedFile>> {
+/// Switches the files: puts the old one into `other`.
+fn swap(device: &Device, config: &mut Config, other: &mut AttachedFile) -> Result {
     let disk = device.disk_ref();
-    let before = config.bound()?;
-    if config.capacity(&attached) != config.capacity(before) {
+    if config.capacity(other) != config.capacity(config.bound()?) {
         return Err(EINVAL);
     }
     // Direct I/O may follow; a failure shows again there.
-    let _ = attached.file.fsync();
+    let _ = other.file.fsync();
     disk.media_change();
     let frozen = disk.freeze();
-    if attached.file.is_o_direct() {
+    if other.file.is_o_direct() {
         config.flags |= LO_FLAGS_DIRECT_IO;
     }
-    if !can_use_direct(disk, config, &attached) {
+    if !can_use_direct(disk, config, other) {
         config.flags &= !LO_FLAGS_DIRECT_IO;
     }
-    let old = config.attached.replace(attached);
+    if let Some(attached) = &mut config.attached {
+        core::mem::swap(attached, other);
+    }
     config.enforce(&frozen);
-    Ok(old)
+    Ok(())
 }

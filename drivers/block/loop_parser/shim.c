@@ -20,6 +20,7 @@
 #include <linux/pagemap.h>
 #include <linux/rwsem.h>
 #include <linux/sched.h>
+#include <linux/swap.h>
 #include <linux/statfs.h>
 #include <linux/workqueue.h>
 
@@ -164,9 +165,14 @@ bool lp_folio_test_hwpoison(const struct folio *folio)
 	return folio_contain_hwpoisoned_page((struct folio *)folio);
 }
 
-bool lp_folio_contains(const struct folio *folio, pgoff_t index)
+bool lp_folio_test_readahead(const struct folio *folio)
 {
-	return folio_contains((struct folio *)folio, index);
+	return folio_test_readahead(folio);
+}
+
+void lp_folio_mark_accessed(struct folio *folio)
+{
+	folio_mark_accessed(folio);
 }
 
 size_t lp_offset_in_folio(const struct folio *folio, loff_t pos)

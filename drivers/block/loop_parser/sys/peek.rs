@@ -45,6 +45,18 @@ impl Folio {
         good.then_some(folio)
     }
 
+    /// Whether reading this folio is to start the next readahead, which only a real read can do.
+    pub(super) fn starts_readahead(&self) -> bool {
+        // SAFETY: We hold a reference.
+        unsafe { bindings::lp_folio_test_readahead(self.0.as_ptr()) }
+    }
+
+    /// Says that the folio was used, for page reclaim.
+    pub(super) fn mark_accessed(&self) {
+        // SAFETY: We hold a reference; the call does not sleep.
+        unsafe { bindings::lp_folio_mark_accessed(self.0.as_ptr()) };
+    }
+
     /// Bytes from `pos` to the end of the folio.
     pub(super) fn available(&self, pos: u64) -> usize {
         // SAFETY: We hold a reference; pure arithmetic on its size.

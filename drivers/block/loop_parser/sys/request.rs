@@ -336,9 +336,10 @@ impl<T: DiskOps> Request<T> {
             let available = u32::try_from(folio.available(pos)).unwrap_or(u32::MAX);
             let mut left = available.min(count.saturating_sub(copied));
             let end = pos.saturating_add(u64::from(left));
-            if left == 0 || end > file.size() {
+            if left == 0 || end > file.size() || folio.starts_readahead() {
                 break;
             }
+            folio.mark_accessed();
             while left > 0 {
                 let run = self.page_run(left);
                 let at = offset.wrapping_add(u64::from(copied));
