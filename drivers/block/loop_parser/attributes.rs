@@ -2,8 +2,8 @@
 
 //! `/sys/block/loopN/loop/`.
 //!
-//! `parser` is there all the time; the C driver's files, and what describes the image, while a file
-//! is attached (tools take `backing_file` for the sign of that).
+//! `parser` is there all the time; the C driver's files while a file is attached (tools take
+//! `backing_file` for the sign of that); what describes an image, while that is not a raw one.
 
 use core::fmt::Write;
 
@@ -58,18 +58,24 @@ static BOUND: Group = Group::new(
         Some(&AUTOCLEAR),
         Some(&PARTSCAN),
         Some(&DIO),
-        Some(&VARIANT),
-        Some(&SIZE_SOURCE),
         None,
     ],
 );
+static IMAGE: Group = Group::new(DIRECTORY, &[Some(&VARIANT), Some(&SIZE_SOURCE), None]);
 
 /// What a disk appears with.
 pub(crate) static GROUPS: &[Option<&Group>] = &[Some(&ALWAYS), None];
 
 /// Shows the files of a bound device. Without them the device still works, as with the C driver.
-pub(crate) fn show(device: &Device) {
-    if let Err(error) = device.disk_ref().merge_group(&BOUND) {
+pub(crate) fn show(device: &Device, image: &Image) {
+    show_group(device, &BOUND);
+    if !image.is_raw() {
+        show_group(device, &IMAGE);
+    }
+}
+
+fn show_group(device: &Device, group: &'static Group) {
+    if let Err(error) = device.disk_ref().merge_group(group) {
         pr_warn!(
             "loop{}: cannot create sysfs files ({error:?})\n",
             device.number()
@@ -79,8 +85,20 @@ pub(crate) fn show(device: &Device) {
 
 /// Removes them. Waits for readers, who may be waiting for the device's configuration: not to be
 /// called with that locked.
-pub(crate) fn hide(device: &Device) {
+pub(crate) fn hide(device: &Device, image: &Image) {
+    if !image.is_raw() {
+        device.disk_ref().unmerge_group(&IMAGE);
+    }
     device.disk_ref().unmerge_group(&BOUND);
+}
+
+/// Another image has taken the place of one. Like [`hide`], not with the configuration locked.
+pub(crate) fn replace(device: &Device, old: &Image, new: &Image) {
+    match (old.is_raw(), new.is_raw()) {
+        (true, false) => show_group(device, &IMAGE),
+        (false, true) => device.disk_ref().unmerge_group(&IMAGE),
+        _ => {}
+    }
 }
 
 /// Formats into the page; sysfs content always fits.

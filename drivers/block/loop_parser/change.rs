@@ -8,6 +8,7 @@ use kernel::{
 };
 
 use crate::{
+    attributes,
     configure::{
         open_image,
         reread_partitions,
@@ -37,7 +38,9 @@ use crate::{
 pub(crate) fn change_fd(device: &Device, bdev: &BlockDevice, fd: u32) -> Result {
     let file = Arc::new(BackingFile::from_fd(fd)?, GFP_KERNEL)?;
     let disk = device.disk_ref();
+    let changing = device.changing()?;
     let result = change(device, bdev, &file);
+    drop(changing);
     disk.suppress_uevents(false);
     if matches!(result, Ok(true)) {
         reread_partitions(device);
@@ -57,16 +60,21 @@ fn change(device: &Device, bdev: &BlockDevice, file: &Arc<BackingFile>) -> Resul
         let _validate = validation_lock(file);
         validate_file(file, bdev)?;
     }
-    // Whichever file is in here at the end is closed after the locks below are gone: that can take
-    // the `open_mutex` of another disk.
+    // Whichever file is in here at the end is closed after the locks are gone: that can take the
+    // `open_mutex` of another disk.
     let mut other = open_image(device, file, &choice, false)?;
+    let new_image = other.user.image().clone();
     device.disk_ref().suppress_uevents(true);
-    let _validate = validation_lock(file);
-    validate_file(file, bdev)?;
-    let mut config = device.config_killable()?;
-    check(&config)?;
-    swap(device, &mut config, &mut other)?;
-    Ok(config.has_flag(LO_FLAGS_PARTSCAN))
+    let scan = {
+        let _validate = validation_lock(file);
+        validate_file(file, bdev)?;
+        let mut config = device.config_killable()?;
+        check(&config)?;
+        swap(device, &mut config, &mut other)?;
+        config.has_flag(LO_FLAGS_PARTSCAN)
+    };
+    attributes::replace(device, other.user.image(), &new_image);
+    Ok(scan)
 }
 
 fn check(config: &Config) -> Result {

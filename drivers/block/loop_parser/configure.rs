@@ -263,7 +263,7 @@ fn bind_locked(
     }
     disk.media_change();
     disk.set_read_only(config.has_flag(LO_FLAGS_READ_ONLY));
-    attributes::show(device);
+    attributes::show(device, attached.user.image());
     disk.set_capacity(config.capacity(&attached));
     config.attached = Some(attached);
     device.set_phase(config, Phase::Bound);

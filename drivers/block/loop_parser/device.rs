@@ -5,9 +5,10 @@
 //! Locking, outermost first:
 //!
 //! ```text
-//!   VALIDATE (only while binding to another loop device, changing the file, or clearing)
-//!     -> Device::config (the C driver's lo_mutex)
-//!       -> queue limits lock -> queue freeze
+//!   Device::changing (LOOP_CHANGE_FD only)
+//!     -> VALIDATE (while binding to another loop device, or clearing)
+//!       -> Device::config (the C driver's lo_mutex)
+//!         -> queue limits lock -> queue freeze
 //! ```
 //!
 //! `fput` and everything that may wait for sysfs readers happens outside `config`. Requests look at
@@ -239,6 +240,9 @@ pub(crate) struct Device {
     /// Modes of fallocate that the file system turned out not to have.
     withdrawn: Atomic<u32>,
     part_shift: u32,
+    /// Held by `LOOP_CHANGE_FD` from end to end.
+    #[pin]
+    changing: KillableMutex<()>,
     #[pin]
     config: KillableMutex<Config>,
     #[pin]
@@ -276,6 +280,11 @@ impl Device {
                 phase: Atomic::new(Phase::Unbound as u32),
                 withdrawn: Atomic::new(0),
                 part_shift,
+                changing <- KillableMutex::new(
+                    (),
+                    c"loop_changing",
+                    kernel::static_lock_class!(),
+                ),
                 config <- KillableMutex::new(
                     Config::new(),
                     c"loop_config",
@@ -304,6 +313,11 @@ impl Device {
     /// Whether partitions are scanned for on every device (`max_part`).
     pub(crate) fn always_scans(&self) -> bool {
         self.part_shift != 0
+    }
+
+    /// Keeps other changes of the file away.
+    pub(crate) fn changing(&self) -> Result<MutexGuard<'_, ()>> {
+        self.changing.lock_killable()
     }
 
     /// Locks the configuration; `EINTR` if the task was killed meanwhile.

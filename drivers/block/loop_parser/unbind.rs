@@ -42,7 +42,9 @@ pub(crate) fn detach(device: &Device) {
 
     reset_limits(device);
     disk.invalidate();
-    attributes::hide(device);
+    if let Some(attached) = &attached {
+        attributes::hide(device, attached.user.image());
+    }
     disk.uevent_change();
     disk.media_change();
     // All partitions, those added by hand included. There is nobody to return an error to.
