@@ -50,7 +50,8 @@ use crate::{
         globals::VALIDATE,
         limits::LimitsUpdate,
         module::ModuleRef, //
-    }, //
+    },
+    unbind, //
 };
 
 /// Flags that `LOOP_CONFIGURE` takes.
@@ -151,9 +152,10 @@ pub(crate) fn open_image(
 ) -> Result<AttachedFile> {
     let module = ModuleRef::try_get(crate::this_module()).ok_or(ENODEV)?;
     let parser = select(file, choice, device.number())?;
-    let name = parser.name;
+    // What is logged below is part of the parser's module.
+    let pinned = parser.again()?;
     let user = ImageUser::open(file, parser, choice, writable).map_err(|error| {
-        refused(device, name, &error);
+        refused(device, pinned.name, &error);
         Error::from_errno(error.to_errno())
     })?;
     Ok(AttachedFile {
@@ -214,6 +216,9 @@ fn bind(
     let scan = match scan {
         Ok(scan) => scan,
         Err(Failure(error, attached)) => {
+            unbind::forget(&mut config);
+            config.flags = 0;
+            unbind::reset_limits(device);
             drop(config);
             drop(validate);
             drop(attached);
@@ -254,9 +259,10 @@ fn bind_locked(
     if !can_use_direct(disk, config, &attached) {
         config.flags &= !LO_FLAGS_DIRECT_IO;
     }
-    attached
-        .user
-        .set_direct(config.has_flag(LO_FLAGS_DIRECT_IO));
+    let direct = config.has_flag(LO_FLAGS_DIRECT_IO);
+    if !attached.user.set_direct(direct) {
+        config.flags &= !LO_FLAGS_DIRECT_IO;
+    }
     let binding = KBox::new(config.binding(&attached), GFP_KERNEL);
     if let Err(error) = binding.map_err(Error::from).and_then(|new| disk.bind(new)) {
         return Err(Failure(error, attached));

@@ -25,7 +25,8 @@ use kernel::{
                 Relaxed,
                 Release, //
             },
-            Atomic, //
+            Atomic,
+            AtomicFlag, //
         },
         Arc,
         ArcBorrow,
@@ -180,7 +181,9 @@ impl Config {
     pub(crate) fn enforce(&mut self, frozen: &Frozen<'_, Device>) {
         let direct = self.has_flag(LO_FLAGS_DIRECT_IO);
         if let Some(attached) = &mut self.attached {
-            attached.user.set_direct(direct);
+            if !attached.user.set_direct(direct) {
+                self.flags &= !LO_FLAGS_DIRECT_IO;
+            }
         }
         if let Some(attached) = &self.attached {
             let binding = self.binding(attached);
@@ -237,8 +240,9 @@ pub(crate) struct Device {
     disk: Disk<Device>,
     /// A copy of `Config::phase` for those who look without the lock.
     phase: Atomic<u32>,
-    /// Modes of fallocate that the file system turned out not to have.
-    withdrawn: Atomic<u32>,
+    // Modes of fallocate that the file system turned out not to have.
+    no_zero_range: AtomicFlag,
+    no_punch_hole: AtomicFlag,
     part_shift: u32,
     /// Held by `LOOP_CHANGE_FD` from end to end.
     #[pin]
@@ -258,6 +262,11 @@ pub(crate) struct Device {
     worker3: Work<Device, 3>,
     #[pin]
     withdraw: Work<Device, 4>,
+    /// What [`Device::close_in_worker`] hands over.
+    #[pin]
+    closing: KillableMutex<Option<AttachedFile>>,
+    #[pin]
+    close: Work<Device, 5>,
 }
 
 impl_has_work! {
@@ -266,6 +275,7 @@ impl_has_work! {
     impl HasWork<Device, 2> for Device { self.worker2 }
     impl HasWork<Device, 3> for Device { self.worker3 }
     impl HasWork<Device, 4> for Device { self.withdraw }
+    impl HasWork<Device, 5> for Device { self.close }
 }
 
 impl Device {
@@ -278,7 +288,8 @@ impl Device {
                 number,
                 disk,
                 phase: Atomic::new(Phase::Unbound as u32),
-                withdrawn: Atomic::new(0),
+                no_zero_range: AtomicFlag::new(false),
+                no_punch_hole: AtomicFlag::new(false),
                 part_shift,
                 changing <- KillableMutex::new(
                     (),
@@ -297,6 +308,12 @@ impl Device {
                 worker2 <- new_work!("loop_worker"),
                 worker3 <- new_work!("loop_worker"),
                 withdraw <- new_work!("loop_withdraw"),
+                closing <- KillableMutex::new(
+                    None,
+                    c"loop_closing",
+                    kernel::static_lock_class!(),
+                ),
+                close <- new_work!("loop_close"),
             }),
             GFP_KERNEL,
         )
@@ -367,6 +384,19 @@ impl Device {
         };
     }
 
+    /// Drops an attached file in a worker and waits for that. The last writes to an image must not
+    /// depend on who happens to be the last to close the device: on that task's permissions, or on
+    /// whether it is being killed.
+    pub(crate) fn close_in_worker(this: ArcBorrow<'_, Self>, attached: AttachedFile) {
+        *this.closing.lock() = Some(attached);
+        if let Some(queue) = this.queue.as_ref() {
+            let device: Arc<Device> = this.into();
+            // Queued already: then it has not run yet and will find what was just stored.
+            let _ = queue.queue().enqueue::<_, 5>(device).is_ok();
+            queue.flush();
+        }
+    }
+
     fn work(&self, worker: u32) {
         let context = WorkerContext::enter();
         while let Some(request) = self.backlog.pop(worker) {
@@ -378,8 +408,12 @@ impl Device {
     /// The file system has no fallocate of this mode after all: stop advertising it. The limits
     /// lock must not be waited for here: its holder may be waiting for this very request.
     pub(crate) fn withdraw_fallocate(this: ArcBorrow<'_, Self>, mode: i32) {
-        let seen = this.withdrawn.load(Relaxed);
-        this.withdrawn.store(seen | mode.unsigned_abs(), Relaxed);
+        if mode & LP_FALLOC_FL_ZERO_RANGE != 0 {
+            this.no_zero_range.store(true, Relaxed);
+        }
+        if mode & LP_FALLOC_FL_PUNCH_HOLE != 0 {
+            this.no_punch_hole.store(true, Relaxed);
+        }
         if let Some(queue) = this.queue.as_ref() {
             let device: Arc<Device> = this.into();
             // Queued already: it will look at what was just stored.
@@ -389,16 +423,16 @@ impl Device {
 
     /// Forgets what earlier files could not do.
     pub(crate) fn reset_withdrawn(&self) {
-        self.withdrawn.store(0, Relaxed);
+        self.no_zero_range.store(false, Relaxed);
+        self.no_punch_hole.store(false, Relaxed);
     }
 
     fn apply_withdrawn(&self) {
         let mut limits = LimitsUpdate::start(&self.disk);
-        let withdrawn = self.withdrawn.load(Relaxed);
-        if withdrawn & LP_FALLOC_FL_ZERO_RANGE.unsigned_abs() != 0 {
+        if self.no_zero_range.load(Relaxed) {
             limits.max_write_zeroes_sectors = 0;
         }
-        if withdrawn & LP_FALLOC_FL_PUNCH_HOLE.unsigned_abs() != 0 {
+        if self.no_punch_hole.load(Relaxed) {
             limits.max_hw_discard_sectors = 0;
             limits.discard_granularity = 0;
         }
@@ -440,6 +474,17 @@ impl WorkItem<3> for Device {
     }
 }
 
+impl WorkItem<5> for Device {
+    type Pointer = Arc<Device>;
+
+    fn run(this: Arc<Device>) {
+        let context = WorkerContext::enter();
+        let attached = this.closing.lock().take();
+        drop(attached);
+        drop(context);
+    }
+}
+
 impl WorkItem<4> for Device {
     type Pointer = Arc<Device>;
 
@@ -462,18 +507,18 @@ impl DiskOps for Device {
         }
     }
 
-    fn release(&self) {
-        if self.disk.openers() > 0 {
+    fn release(this: ArcBorrow<'_, Self>) {
+        if this.disk.openers() > 0 {
             return;
         }
-        let mut config = self.config();
+        let mut config = this.config();
         if config.phase() == Phase::Bound && config.has_flag(LO_FLAGS_AUTOCLEAR) {
-            self.set_phase(&mut config, Phase::Rundown);
+            this.set_phase(&mut config, Phase::Rundown);
         }
         let detach = config.phase() == Phase::Rundown;
         drop(config);
         if detach {
-            unbind::detach(self);
+            unbind::detach(this);
         }
     }
 

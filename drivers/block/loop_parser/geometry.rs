@@ -131,8 +131,11 @@ pub(crate) fn set_direct(device: &Device, config: &mut Config, enable: bool) -> 
         if !can_use_direct(disk, config, attached) {
             return Err(EINVAL);
         }
-        // Dirty pages first; a failure shows again at the next sync.
-        let _ = attached.file.fsync();
+        // Dirty pages first. An error of an image's tables is reported only once: not to be lost.
+        let synced = attached.user.image().sync(&attached.file);
+        if !attached.user.image().is_raw() {
+            synced?;
+        }
     }
     let mut limits = LimitsUpdate::start(disk);
     let frozen = disk.freeze();
@@ -160,7 +163,7 @@ pub(crate) fn set_block_size(
     if limits::logical_block_size(disk) as usize == block_size {
         return Ok(());
     }
-    bdev.sync_and_invalidate();
+    disk.sync_and_invalidate();
     let mut limits = LimitsUpdate::start(disk);
     let truncated = u32::try_from(block_size & 0xffff_ffff).map_err(|_| EINVAL)?;
     update_limits(&config, config.bound()?, &mut limits, truncated);

@@ -7,6 +7,7 @@
 //! detach, under no other lock of the driver but a device's `open_mutex`, and nests
 //!
 //! ```text
+//!   allocation mutex -> IMAGES
 //!   allocation mutex -> write gate -> locks of the backing file system
 //! ```
 //!
@@ -100,6 +101,8 @@ pub(crate) struct Image {
     gate: RwSemaphore,
     /// How many devices write to the file directly.
     direct_devices: Atomic<u32>,
+    /// How many devices there are; changes under the lock of the list.
+    devices: Atomic<u32>,
     /// A sync or a table write failed: nothing may be written any more.
     poisoned: AtomicFlag,
     /// A fault of the image was logged.
@@ -142,6 +145,7 @@ impl Image {
             sequence: Atomic::new(0),
             gate <- RwSemaphore::new(),
             direct_devices: Atomic::new(0),
+            devices: Atomic::new(0),
             poisoned: AtomicFlag::new(false),
             reported: AtomicFlag::new(false),
             peekable,
@@ -321,12 +325,11 @@ impl Image {
         }
     }
 
-    /// The last writer is gone: gives back what was reserved, and makes everything durable.
-    fn finish(&self, file: &BackingFile) {
+    /// The last writer goes: gives back what was reserved, and makes everything durable.
+    fn finish(&self, allocation: &mut Allocation, file: &BackingFile) {
         if self.is_raw || self.is_poisoned() {
             return;
         }
-        let mut allocation = self.allocation.lock();
         let mut tables = LockedTables::new(self, file);
         if let Err(error) = allocation.alloc.close(&mut tables) {
             self.report(&error);
@@ -376,7 +379,6 @@ fn checked_placement(placement: Placement, at: u64, limit: u64) -> Result<Placem
 
 struct ListedImage {
     image: Arc<Image>,
-    devices: u32,
     writers: u32,
 }
 
@@ -422,7 +424,10 @@ impl ImageList {
             .images
             .iter_mut()
             .find(|listed| listed.image.key == key && same(listed))?;
-        listed.devices = listed.devices.saturating_add(1);
+        if writable && listed.image.is_poisoned() {
+            return Some(Err(EROFS));
+        }
+        listed.image.devices.fetch_add(1, Full);
         listed.writers = listed.writers.saturating_add(u32::from(writable));
         Some(Ok(listed.image.clone()))
     }
@@ -435,6 +440,7 @@ impl ImageList {
         writable: bool,
     ) -> kernel::error::Result {
         self.images.reserve(1, GFP_KERNEL)?;
+        self.inodes.reserve(1, GFP_KERNEL)?;
         match self.inodes.iter_mut().find(|inode| inode.key == image.key) {
             Some(inode) => inode.images = inode.images.saturating_add(1),
             None => self.inodes.push(
@@ -446,10 +452,10 @@ impl ImageList {
                 GFP_KERNEL,
             )?,
         }
+        image.devices.fetch_add(1, Full);
         self.images.push(
             ListedImage {
                 image: image.clone(),
-                devices: 1,
                 writers: u32::from(writable),
             },
             GFP_KERNEL,
@@ -457,14 +463,12 @@ impl ImageList {
         Ok(())
     }
 
-    /// One writer less; whether it was the last.
-    fn drop_writer(&mut self, image: &Arc<Image>) -> bool {
+    /// How many devices write to an image.
+    fn writers(&mut self, image: &Arc<Image>) -> Option<&mut u32> {
         let mut images = self.images.iter_mut();
-        let Some(listed) = images.find(|listed| Arc::ptr_eq(&listed.image, image)) else {
-            return false;
-        };
-        listed.writers = listed.writers.saturating_sub(1);
-        listed.writers == 0
+        images
+            .find(|listed| Arc::ptr_eq(&listed.image, image))
+            .map(|listed| &mut listed.writers)
     }
 
     /// One user less. The last one of an inode restores its allocation flags.
@@ -473,8 +477,7 @@ impl ImageList {
         let Some(listed) = images.find(|listed| Arc::ptr_eq(&listed.image, image)) else {
             return;
         };
-        listed.devices = listed.devices.saturating_sub(1);
-        if listed.devices > 0 {
+        if listed.image.devices.fetch_sub(1, Full) > 1 {
             return;
         }
         self.images
@@ -489,6 +492,11 @@ impl ImageList {
         }
         self.inodes.retain(|inode| inode.images > 0);
     }
+}
+
+/// Drops what the list keeps for more images, at module exit: statics are not dropped.
+pub(crate) fn forget_all() {
+    *IMAGES.lock() = ImageList::new();
 }
 
 /// One device's use of an image. Dropping it is the detach: the last writer's makes everything
@@ -563,24 +571,43 @@ impl ImageUser {
     /// Whether direct I/O can be used: on an image with tables only by a device that has it to
     /// itself, as the buffered writes of others in flight could share pages with direct ones.
     pub(crate) fn may_go_direct(&self) -> bool {
-        let list = IMAGES.lock();
-        let mut images = list.images.iter();
-        self.image.is_raw
-            || images
-                .find(|listed| Arc::ptr_eq(&listed.image, &self.image))
-                .is_some_and(|listed| listed.devices == 1)
+        self.image.is_raw || self.image.devices.load(Acquire) == 1
     }
 
-    /// Counts the device among those that write directly, or not.
-    pub(crate) fn set_direct(&mut self, direct: bool) {
+    /// Counts the device among those that write directly, or not. `false`: it may not, as another
+    /// device has come in the meantime.
+    pub(crate) fn set_direct(&mut self, direct: bool) -> bool {
         if direct == self.direct {
-            return;
+            return true;
         }
-        self.direct = direct;
-        if direct {
-            self.image.direct_devices.fetch_add(1, Full);
-        } else {
+        if !direct {
             self.image.direct_devices.fetch_sub(1, Full);
+            self.direct = false;
+            return true;
+        }
+        // Counted first: whoever comes after the look at `devices` sees the count.
+        self.image.direct_devices.fetch_add(1, Full);
+        self.direct = self.may_go_direct();
+        if !self.direct {
+            self.image.direct_devices.fetch_sub(1, Full);
+        }
+        self.direct
+    }
+
+    /// The end of a writer. The last one finishes the image, still counted as a writer, so that
+    /// nobody else writes the file through another parser meanwhile, and with the image locked, so
+    /// that one who joins now waits.
+    fn leave_writers(&self) {
+        let mut allocation = self.image.allocation.lock();
+        let last = IMAGES
+            .lock()
+            .writers(&self.image)
+            .is_some_and(|writers| *writers == 1);
+        if last {
+            self.image.finish(&mut allocation, &self.file);
+        }
+        if let Some(writers) = IMAGES.lock().writers(&self.image) {
+            *writers = writers.saturating_sub(1);
         }
     }
 }
@@ -589,10 +616,7 @@ impl Drop for ImageUser {
     fn drop(&mut self) {
         self.set_direct(false);
         if self.writable {
-            let last = IMAGES.lock().drop_writer(&self.image);
-            if last {
-                self.image.finish(&self.file);
-            }
+            self.leave_writers();
         }
         IMAGES.lock().leave(&self.image, &self.file);
     }

@@ -56,11 +56,11 @@ pub(crate) fn native(
         LOOP_CLR_FD => unbind::clear_fd(device),
         LOOP_SET_STATUS => {
             may_change(mode)?;
-            status::set_status(device, bdev, &status::from_old(&uaccess::read(arg)?))
+            status::set_status(device, &status::from_old(&uaccess::read(arg)?))
         }
         LOOP_SET_STATUS64 => {
             may_change(mode)?;
-            status::set_status(device, bdev, &uaccess::read(arg)?)
+            status::set_status(device, &uaccess::read(arg)?)
         }
         LOOP_GET_STATUS => {
             let info = get_status(device, arg)?;
@@ -103,7 +103,7 @@ pub(crate) fn compat(
     match cmd {
         LOOP_SET_STATUS => {
             may_change(mode)?;
-            status::set_status(device, bdev, &status::from_compat(&uaccess::read(pointer)?))
+            status::set_status(device, &status::from_compat(&uaccess::read(pointer)?))
         }
         LOOP_GET_STATUS => {
             let info = get_status(device, pointer)?;

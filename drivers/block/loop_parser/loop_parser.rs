@@ -85,7 +85,7 @@ impl DriverParams {
         if part_shift >= 32 || 1u32 << part_shift > LP_DISK_MAX_PARTS {
             return Err(EINVAL);
         }
-        let max_loop = u32::try_from(raw.max_loop).unwrap_or(0);
+        let max_loop = u32::try_from(raw.max_loop).map_err(|_| EINVAL)?;
         if max_loop > 1 << LP_MINORBITS.saturating_sub(part_shift) {
             return Err(EINVAL);
         }
@@ -129,6 +129,7 @@ struct LoopModule {
     #[pin]
     _control: ControlNode,
     _devices: AllDevices,
+    _started: (),
 }
 
 /// Removes all devices when dropped.
@@ -137,19 +138,21 @@ struct AllDevices;
 impl AllDevices {
     /// Creates the devices that are there from the start. As with the C driver, one that cannot be
     /// created is no reason to fail.
-    fn create(count: u32) -> Self {
+    fn precreate(count: u32) {
         for number in 0..count {
             if let Err(error) = control::add(Some(number)) {
                 pr_warn!("cannot create loop{number} ({error:?})\n");
             }
         }
-        Self
+        pr_info!("module loaded\n");
     }
 }
 
 impl Drop for AllDevices {
     fn drop(&mut self) {
         control::remove_all();
+        image::forget_all();
+        parser::forget_all();
     }
 }
 
@@ -160,14 +163,16 @@ impl kernel::InPlaceModule for LoopModule {
         if let Ok(params) = params {
             PARAMS.populate(params);
         }
+        // The guard of all devices first: one can be created as soon as the control node is there,
+        // even if what follows fails.
         try_pin_init!(Self {
-            _control <- ControlNode::register::<Control>(),
-            _major: { params?; BlockMajor::register::<Control>()? },
-            _devices: {
-                let devices = AllDevices::create(driver_params().precreate);
-                pr_info!("module loaded\n");
-                devices
+            _devices: AllDevices,
+            _control <- {
+                params?;
+                ControlNode::register::<Control>()
             },
+            _major: BlockMajor::register::<Control>()?,
+            _started: AllDevices::precreate(driver_params().precreate),
         }? Error)
     }
 }

@@ -152,8 +152,9 @@ impl Drop for Registration {
 pub(crate) struct BoundParser {
     pub(crate) name: &'static CStr,
     pub(crate) parser: &'static dyn Parser,
+    module: &'static ThisModule,
     // Last: the name and the parser are part of the module.
-    _module: ModuleRef,
+    _pin: ModuleRef,
 }
 
 impl BoundParser {
@@ -164,19 +165,31 @@ impl BoundParser {
 
     /// A parser that is part of this module.
     pub(crate) fn built_in(name: &'static CStr, parser: &'static dyn Parser) -> Result<Self> {
-        let module = ModuleRef::try_get(crate::this_module()).ok_or(ENODEV)?;
-        Ok(Self {
+        Self::pin(&Entry {
             name,
+            module: crate::this_module(),
             parser,
-            _module: module,
         })
+        .ok_or(ENODEV)
     }
 
-    fn from_entry(entry: &Entry) -> Option<Self> {
+    /// One more reference.
+    pub(crate) fn again(&self) -> Result<Self> {
+        Self::pin(&Entry {
+            name: self.name,
+            module: self.module,
+            parser: self.parser,
+        })
+        .ok_or(ENODEV)
+    }
+
+    /// `None` if the module is on its way out.
+    fn pin(entry: &Entry) -> Option<Self> {
         Some(Self {
             name: entry.name,
             parser: entry.parser,
-            _module: ModuleRef::try_get(entry.module)?,
+            module: entry.module,
+            _pin: ModuleRef::try_get(entry.module)?,
         })
     }
 }
@@ -188,14 +201,21 @@ pub(crate) fn find(name: &[u8]) -> Option<BoundParser> {
         .0
         .iter()
         .find(|entry| entry.name.to_bytes() == name)?;
-    BoundParser::from_entry(entry)
+    BoundParser::pin(entry)
+}
+
+/// Drops what the registry keeps for more parsers, at module exit: statics are not dropped.
+pub(crate) fn forget_all() {
+    PARSERS.lock().0 = KVec::new();
 }
 
 /// What the registered parsers say about a file.
 pub(crate) enum Claims {
     None,
     One(BoundParser),
-    Several(&'static CStr, &'static CStr),
+    Several(BoundParser, BoundParser),
+    /// A parser claims it, but its module is on its way out.
+    Leaving,
 }
 
 /// Asks all registered parsers about a file.
@@ -208,9 +228,10 @@ pub(crate) fn claims(probe: &Probe<'_>) -> Claims {
     let Some(first) = mine.next() else {
         return Claims::None;
     };
-    if let Some(second) = mine.next() {
-        return Claims::Several(first.name, second.name);
+    let second = mine.next();
+    match (BoundParser::pin(first), second.map(BoundParser::pin)) {
+        (Some(first), None) => Claims::One(first),
+        (Some(first), Some(Some(second))) => Claims::Several(first, second),
+        _ => Claims::Leaving,
     }
-    // A module that is going away is as good as not there.
-    BoundParser::from_entry(first).map_or(Claims::None, Claims::One)
 }

@@ -42,8 +42,15 @@ impl Choice {
     /// The choice of a device that was told nothing.
     pub(crate) fn default() -> Self {
         let mut buf = [0; params::PARSER_NAME_MAX];
-        let len = params::default_parser(&mut buf).trim_ascii().len();
-        Self { text: buf, len }
+        let text = params::default_parser(&mut buf).trim_ascii();
+        let mut choice = Self {
+            text: [0; params::PARSER_NAME_MAX],
+            len: text.len(),
+        };
+        if let Some(room) = choice.text.get_mut(..text.len()) {
+            room.copy_from_slice(text);
+        }
+        choice
     }
 
     /// Parses what was written to sysfs. `EINVAL` if it can be no parser's name.
@@ -140,36 +147,48 @@ fn detect(file: &BackingFile, loop_number: u32) -> Result<BoundParser> {
     let probe = read_ends(file, head, tail).inspect_err(|error| {
         pr_err!("loop{loop_number}: refused: cannot read the file to recognise it ({error:?})\n");
     })?;
-    let mut missing: Option<&'static CStr> = None;
+    // Held until the parsers have answered: none of them can be unloaded in between.
+    let mut pinned = KVec::new();
     for name in signatures::matches(&probe) {
-        if parser::find(name.to_bytes()).is_none() {
-            request_parser(name);
-            if parser::find(name.to_bytes()).is_none() {
-                missing = Some(name);
-            }
+        match find_or_load(name) {
+            Some(parser) => pinned.push(parser, GFP_KERNEL)?,
+            None => return Err(missing(name, loop_number)),
         }
     }
-    if let Some(name) = missing {
-        let name = BStr::from_bytes(name.to_bytes());
-        pr_err!(
-            "loop{loop_number}: refused: looks like a {name} image, but no parser for {name} is \
-             there (to attach it as it is, write raw to the device's loop/parser)\n"
-        );
-        return Err(ENOPKG);
-    }
     match parser::claims(&probe) {
+        Claims::Leaving => {
+            pr_err!("loop{loop_number}: refused: the file's parser is being unloaded\n");
+            Err(ENOPKG)
+        }
         Claims::None => raw(),
         Claims::One(parser) => Ok(parser),
         Claims::Several(first, second) => {
             pr_err!(
                 "loop{loop_number}: refused: both {} and {} claim the file (write the right one to \
                  the device's loop/parser)\n",
-                BStr::from_bytes(first.to_bytes()),
-                BStr::from_bytes(second.to_bytes())
+                first.display_name(),
+                second.display_name()
             );
             Err(ENOTUNIQ)
         }
     }
+}
+
+fn find_or_load(name: &'static CStr) -> Option<BoundParser> {
+    parser::find(name.to_bytes()).or_else(|| {
+        request_parser(name);
+        parser::find(name.to_bytes())
+    })
+}
+
+/// Logs that a parser is needed that is not there.
+fn missing(name: &CStr, loop_number: u32) -> Error {
+    let name = BStr::from_bytes(name.to_bytes());
+    pr_err!(
+        "loop{loop_number}: refused: looks like a {name} image, but no parser for {name} is there \
+         (to attach it as it is, write raw to the device's loop/parser)\n"
+    );
+    ENOPKG
 }
 
 /// Reads the first and last bytes of a file.

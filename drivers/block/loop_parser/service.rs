@@ -16,7 +16,8 @@ use crate::{
     contract::{
         Error,
         Extent,
-        Placement, //
+        Placement,
+        SECTOR_SIZE, //
     },
     device::{
         Binding,
@@ -42,6 +43,8 @@ type LoopRequest = Request<Device>;
 
 /// Longest read that is served in the submitter's context, in bytes.
 const CACHED_LIMIT: u32 = 64 << 10;
+
+const SECTOR: usize = SECTOR_SIZE as usize;
 
 /// How often an I/O to the backing file that failed for a passing reason is tried.
 const ATTEMPTS: u32 = 3;
@@ -165,7 +168,8 @@ fn refuse_here(request: LoopRequest, error: Error) -> Step {
 
 /// Moves on behind what an I/O has moved, or ends the request with its error.
 fn settle(request: LoopRequest, moved: Result<usize>) -> Step {
-    match moved {
+    // A file that ends within a sector ends before it.
+    match moved.map(|count| count - count % SECTOR) {
         Ok(0) => {
             // The file ends here. As with the C driver, the rest reads as zero and fails.
             if request.op() == Op::Read {
@@ -248,16 +252,14 @@ fn move_data(request: LoopRequest, offset: u64, count: u32) -> Step {
     let Some(binding) = request.binding() else {
         return refuse_here(request, Error::Store(EIO.to_errno()));
     };
-    if binding
-        .direct()
-        .is_some_and(|align| is_aligned(align, offset, count))
-    {
-        let (file, image) = (binding.file().clone(), binding.image().clone());
-        let gate = match request.op() {
-            Op::Write => image.direct_write_gate(),
-            _ => None,
-        };
-        return match request.transfer_direct(&file, offset, count, gate) {
+    let direct = binding.direct();
+    if direct.is_some_and(|align| is_aligned(&request, align, offset, count)) {
+        let is_write = request.op() == Op::Write;
+        let moved = request.transfer_direct(offset, count, |binding| {
+            let gate = binding.image().direct_write_gate();
+            (binding.file(), gate.filter(|_| is_write))
+        });
+        return match moved {
             Direct::Queued => Step::Gone,
             Direct::Done(request, moved) => settle(request, moved),
         };
@@ -266,9 +268,10 @@ fn move_data(request: LoopRequest, offset: u64, count: u32) -> Step {
     settle(request, moved)
 }
 
-fn is_aligned(align: DioAlign, offset: u64, count: u32) -> bool {
+/// The block layer has aligned whole bios; where an extent begins or ends is not its business.
+fn is_aligned(request: &LoopRequest, align: DioAlign, offset: u64, count: u32) -> bool {
     let mask = u64::from(align.offset.max(1) - 1);
-    (offset | u64::from(count)) & mask == 0
+    (offset | u64::from(count)) & mask == 0 && request.is_memory_aligned(count, align.memory_mask)
 }
 
 /// A transfer through the page cache, repeated if it failed for a reason that passes.

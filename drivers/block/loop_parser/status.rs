@@ -13,7 +13,6 @@ use crate::{
     },
     geometry::can_use_direct,
     sys::{
-        bdev::BlockDevice,
         bindings::{
             loop_info64,
             LO_CRYPT_CRYPTOAPI,
@@ -82,12 +81,12 @@ impl Settings {
 }
 
 /// `LOOP_SET_STATUS64`.
-pub(crate) fn set_status(device: &Device, bdev: &BlockDevice, info: &loop_info64) -> Result {
+pub(crate) fn set_status(device: &Device, info: &loop_info64) -> Result {
     let mut config = device.config_killable()?;
     config.bound()?;
     let moved = config.offset != info.lo_offset || config.size_limit != info.lo_sizelimit;
     if moved {
-        bdev.sync_and_invalidate();
+        device.disk_ref().sync_and_invalidate();
     }
     let scan = apply(device, &mut config, info)?;
     if scan {

@@ -119,7 +119,9 @@ impl TablesMut for LockedTables<'_> {
     }
 
     fn truncate(&mut self, size: u64) -> Result {
-        self.change(|| self.file.truncate(size))
+        // Unlike a failed write this leaves nothing in doubt: the space is unused either way.
+        let _gate = self.image.exclude_direct_writes();
+        self.file.truncate(size).map_err(store_error)
     }
 
     fn can_grow(&self) -> bool {

@@ -2,7 +2,10 @@
 
 //! Detaching: `LOOP_CLR_FD`, autoclear, last close.
 
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::ArcBorrow, //
+};
 
 use crate::{
     attributes,
@@ -36,14 +39,14 @@ pub(crate) fn clear_fd(device: &Device) -> Result {
 
 /// Detaches the file of a device in rundown. Called from the last close, with the disk's
 /// `open_mutex` held; nobody else can change the device meanwhile.
-pub(crate) fn detach(device: &Device) {
+pub(crate) fn detach(device: ArcBorrow<'_, Device>) {
     let disk = device.disk_ref();
     let attached = forget(&mut device.config());
 
-    reset_limits(device);
+    reset_limits(&device);
     disk.invalidate();
     if let Some(attached) = &attached {
-        attributes::hide(device, attached.user.image());
+        attributes::hide(&device, attached.user.image());
     }
     disk.uevent_change();
     disk.media_change();
@@ -61,7 +64,10 @@ pub(crate) fn detach(device: &Device) {
     }
     // The image is finished before the device can be used again, the file is closed after, as with
     // the C driver.
-    let file = attached.map(|attached| attached.file.clone());
+    let file = attached.as_ref().map(|attached| attached.file.clone());
+    if let Some(attached) = attached {
+        Device::close_in_worker(device, attached);
+    }
     let mut config = device.config();
     config.flags = 0;
     device.set_phase(&mut config, Phase::Unbound);
@@ -70,7 +76,7 @@ pub(crate) fn detach(device: &Device) {
 }
 
 /// Takes the file out of the configuration and forgets everything that was about it.
-fn forget(config: &mut Config) -> Option<AttachedFile> {
+pub(crate) fn forget(config: &mut Config) -> Option<AttachedFile> {
     config.offset = 0;
     config.size_limit = 0;
     config.file_name.fill(0);
@@ -78,7 +84,7 @@ fn forget(config: &mut Config) -> Option<AttachedFile> {
     config.attached.take()
 }
 
-fn reset_limits(device: &Device) {
+pub(crate) fn reset_limits(device: &Device) {
     let mut limits = LimitsUpdate::start(device.disk_ref());
     // 512 fits.
     let sector = SECTOR_SIZE as u32;

@@ -33,6 +33,8 @@ mod num;
 mod ondisk;
 mod probe;
 mod size;
+#[cfg(test)]
+mod tests;
 
 use loop_parser::contract::{
     Disk,

@@ -91,15 +91,6 @@ impl BlockDevice {
         unsafe { bindings::lp_bdev_discard_granularity(self.as_ptr()) }
     }
 
-    /// Writes back and then drops the device's page cache.
-    pub(crate) fn sync_and_invalidate(&self) {
-        // SAFETY: The device is valid. May sleep. A failed writeback is reported to those who wrote.
-        unsafe {
-            bindings::sync_blockdev(self.as_ptr());
-            bindings::invalidate_bdev(self.as_ptr());
-        }
-    }
-
     /// Claims the device for the time of a reconfiguration; `EBUSY` if somebody else has it.
     pub(crate) fn claim(&self) -> Result<Claim<'_>> {
         // SAFETY: The device is valid; `CLAIM_HOLDER` is the address of a static, unique to us.

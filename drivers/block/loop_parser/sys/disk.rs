@@ -58,7 +58,7 @@ pub(crate) trait DiskOps: Send + Sync + Sized + 'static {
     /// A block device file was opened.
     fn open(&self) -> Result;
     /// A block device file was closed; called with the disk's `open_mutex` held.
-    fn release(&self);
+    fn release(this: ArcBorrow<'_, Self>);
     /// An ioctl of a native program.
     fn ioctl(&self, bdev: &BlockDevice, mode: OpenMode, cmd: u32, arg: usize) -> Result;
     /// An ioctl of a 32-bit program.
@@ -285,6 +285,16 @@ impl<T: DiskOps> Disk<T> {
         unsafe { bindings::invalidate_disk(self.as_ptr()) };
     }
 
+    /// Writes back and then drops the page cache of the whole disk.
+    pub(crate) fn sync_and_invalidate(&self) {
+        // SAFETY: By the invariant; `part0` lives as long as the disk. May sleep. A failed
+        // writeback is reported to those who wrote.
+        unsafe {
+            bindings::sync_blockdev((*self.as_ptr()).part0);
+            bindings::invalidate_bdev((*self.as_ptr()).part0);
+        }
+    }
+
     /// Makes the disk read-only or writable.
     pub(crate) fn set_read_only(&self, read_only: bool) {
         // SAFETY: By the invariant.
@@ -329,12 +339,7 @@ impl<T: DiskOps> Disk<T> {
 
     /// Gives requests something to look at; `value` comes back if there is something already.
     pub(crate) fn bind(&self, value: KBox<T::Binding>) -> Result {
-        if !self.binding.is_empty() {
-            return Err(EBUSY);
-        }
-        // SAFETY: The cell is empty, and stays so as callers hold the device's lock.
-        drop(unsafe { self.binding.replace(Some(value)) });
-        Ok(())
+        self.binding.install(value).map_err(|_| EBUSY)
     }
 
     /// Waits for all requests in flight and holds new ones back while the guard lives.
@@ -443,9 +448,8 @@ unsafe extern "C" fn open<T: DiskOps>(
 ///
 /// See [`open`].
 unsafe extern "C" fn release<T: DiskOps>(disk: *mut bindings::gendisk) {
-    // SAFETY: See `open`.
-    let device = unsafe { &*(*disk).private_data.cast::<T>() };
-    device.release();
+    // SAFETY: See `open`; the pointer came from an `Arc` that lives until `free_disk`.
+    T::release(unsafe { ArcBorrow::from_raw((*disk).private_data.cast_const().cast::<T>()) });
 }
 
 /// # Safety

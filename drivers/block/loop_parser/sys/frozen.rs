@@ -54,22 +54,28 @@ impl<T> FrozenCell<T> {
         unsafe { ptr.as_ref() }
     }
 
+    /// Puts a value into an empty cell; gives it back if there is one already.
+    pub(super) fn install(&self, value: KBox<T>) -> core::result::Result<(), KBox<T>> {
+        let new = KBox::into_raw(value);
+        match self.word.cmpxchg(0, new as usize, Full) {
+            // INVARIANT: The cell was empty and owns the box now.
+            Ok(_) => Ok(()),
+            // SAFETY: It came from `into_raw` above and was not stored.
+            Err(_) => Err(unsafe { KBox::from_raw(new) }),
+        }
+    }
+
     /// Replaces the value and returns the old one.
     ///
     /// # Safety
     ///
-    /// No request is in flight in the queue, or the cell is empty.
+    /// No request is in flight in the queue.
     pub(super) unsafe fn replace(&self, value: Option<KBox<T>>) -> Option<KBox<T>> {
         let new = value.map_or(0, |value| KBox::into_raw(value) as usize);
         let old = self.word.xchg(new, Full) as *mut T;
         // SAFETY: By the invariant it came from `KBox::into_raw`; by the requirement nobody else
         // refers to it.
         NonNull::new(old).map(|old| unsafe { KBox::from_raw(old.as_ptr()) })
-    }
-
-    /// Whether the cell is empty.
-    pub(super) fn is_empty(&self) -> bool {
-        self.word.load(Acquire) == 0
     }
 }
 

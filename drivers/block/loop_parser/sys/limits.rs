@@ -12,7 +12,8 @@ use core::{
 
 use kernel::{
     error::to_result,
-    prelude::*, //
+    prelude::*,
+    types::NotThreadSafe, //
 };
 
 use super::{
@@ -33,6 +34,7 @@ pub(crate) use super::bindings::{
 pub(crate) struct LimitsUpdate<'a, T: DiskOps> {
     disk: &'a Disk<T>,
     limits: queue_limits,
+    _not_send: NotThreadSafe,
 }
 
 impl<'a, T: DiskOps> LimitsUpdate<'a, T> {
@@ -44,7 +46,11 @@ impl<'a, T: DiskOps> LimitsUpdate<'a, T> {
             bindings::lp_queue_limits_start_update(disk.queue(), limits.as_mut_ptr());
             limits.assume_init()
         };
-        Self { disk, limits }
+        Self {
+            disk,
+            limits,
+            _not_send: NotThreadSafe,
+        }
     }
 
     /// Puts the changed limits in force; `EINVAL` if they make no sense.

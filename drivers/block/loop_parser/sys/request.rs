@@ -461,31 +461,61 @@ impl<T: DiskOps> Request<T> {
         to_count(moved)
     }
 
-    /// Starts a direct transfer of `count` bytes between the cursor and file position `offset`. A
-    /// write holds the read side of `gate` meanwhile. Does not move the cursor.
+    /// Whether the memory of the next `count` bytes at the cursor starts and ends, page run by page
+    /// run, where none of the address bits in `mask` is set.
+    pub(crate) fn is_memory_aligned(&self, count: u32, mask: u32) -> bool {
+        let count = count.min(self.piece());
+        if count == 0 {
+            return true;
+        }
+        let command = self.command();
+        // SAFETY: By the invariant the command is ours, and the bio_vecs from the cursor on hold
+        // at least `count` bytes, which is what `segments` found.
+        unsafe {
+            let iter = (*command).iter;
+            let (index, done) = (iter.bi_idx as usize, iter.bi_offset);
+            let vecs = (*(*command).bio).bi_io_vec.add(index);
+            let segments = self.segments(count);
+            let mut bits = (*vecs).bv_offset.wrapping_add(done);
+            for nth in 1..segments {
+                bits |= (*vecs.add(nth)).bv_offset;
+                bits |= (*vecs.add(nth - 1)).bv_len;
+            }
+            bits & mask == 0
+        }
+    }
+
+    /// Starts a direct transfer of `count` bytes between the cursor and position `offset` of the
+    /// file that `target` picks from the binding. A write holds the read side of the semaphore it
+    /// picks meanwhile. Does not move the cursor.
     pub(crate) fn transfer_direct(
         self,
-        file: &BackingFile,
         offset: u64,
         count: u32,
-        gate: Option<&RwSemaphore>,
+        target: impl for<'b> FnOnce(&'b T::Binding) -> (&'b BackingFile, Option<&'b RwSemaphore>),
     ) -> Direct<T> {
         let count = count.min(self.piece());
+        let Some((file, gate)) = self.binding().map(target) else {
+            return Direct::Done(self, Err(EIO));
+        };
+        // The references are to parts of the binding, which stays until the request has ended.
+        let (file, gate) = (core::ptr::from_ref(file), gate.map(core::ptr::from_ref));
         if count == 0 {
             return Direct::Done(self, Ok(0));
         }
         let command = self.command();
-        if let Some(gate) = gate {
-            gate.down_read();
-        }
-        // SAFETY: By the invariant the command is ours until the call below.
+        // SAFETY: By the invariant the command is ours until the call below; the gate is part of
+        // the binding.
         unsafe {
-            (*command).gate = gate.map_or(core::ptr::null(), core::ptr::from_ref);
+            if let Some(gate) = gate {
+                (*gate).down_read();
+            }
+            (*command).gate = gate.unwrap_or(core::ptr::null());
             (*command).refs = Atomic::new(2);
         }
         // SAFETY: The request lives on until both references are gone: it is ended by
         // `direct_done` or by our caller, whoever is last.
-        let moved = unsafe { self.submit(file, offset, count, Some(direct_complete::<T>)) };
+        let moved = unsafe { self.submit(&*file, offset, count, Some(direct_complete::<T>)) };
         match moved {
             Ok(queued) if queued == -(bindings::LP_EIOCBQUEUED as isize) => {
                 // SAFETY: We still hold a reference, so the command is there.

@@ -7,8 +7,8 @@
 //!
 //! - A regular file is extended by a *reserve* of several blocks. The footer at the new end of the
 //!   file comes before anything that overwrites the old footer, which comes before the blocks are
-//!   handed out. So the durable file always ends in a footer, and the copy at 0 is good too: it
-//!   is repaired before everything else.
+//!   handed out. So whatever was synced ends in a footer. Only a file that was just growing can be
+//!   found without one; it has the copy at 0, which is repaired before everything else.
 //! - The reserve lies behind the old footer. It was never written, reads as zero, and its bitmaps
 //!   are all ones and durable before a BAT entry can name a block of it. So a guest's bytes need
 //!   not be durable before the BAT entry is stored: losing them brings back zeros, the old content.
@@ -124,7 +124,7 @@ impl Dynamic {
         let layout = &self.layout;
         let index = layout.index(reservation.pos)?;
         let at = layout.entry_at(index)?;
-        let start = reservation.offset.checked_sub(layout.bitmap_len);
+        let start = reservation.offset.checked_sub(layout.bitmap_len());
         let entry = start.and_then(BatEntry::for_block).ok_or(OUTSIDE)?;
 
         // The file belongs to its owner, who may have changed it in the meantime.

@@ -13,10 +13,7 @@ use loop_parser::contract::{
 use super::{
     checksum,
     footer::Chosen,
-    layout::{
-        header_region,
-        Layout, //
-    },
+    layout::Layout,
     num::{
         self,
         add,
@@ -36,9 +33,6 @@ const MAX_BLOCK_SIZE: u32 = 1 << 31;
 /// comes before the first allocation.
 const MAX_ENTRIES: u32 = 1 << 26;
 
-/// Sectors in a unit of a bitmap: one sector has a bit for each of 4096 sectors.
-const SECTORS_PER_BITMAP_SECTOR: u64 = 4096;
-
 /// Reads and checks the dynamic header of a file of `file_size` bytes. The layout's disk size is
 /// not set yet. A wrong checksum is not an error here: it is returned as a fault.
 ///
@@ -54,20 +48,16 @@ pub(super) fn load<T: Tables + ?Sized>(
     let header = header_bounds(chosen, file_size)?;
     let fields: HeaderFields = num::load(tables, header.start)?;
     let damage = check_identity(tables, header, &fields)?;
-    let block_size = check_block_size(header, &fields)?;
+    let block_shift = check_block_size(header, &fields)?;
     let table = table_bounds(chosen, header, &fields, file_size)?;
 
-    let sectors = block_size / SECTOR_SIZE;
-    let bitmap_sectors = sectors.div_ceil(SECTORS_PER_BITMAP_SECTOR);
     // INVARIANT: the checks above; the disk's size is still to come.
     let layout = Layout {
         disk_size: 0,
-        header,
-        table,
+        header: header.start,
+        table: table.start,
         entries: fields.max_entries.get(),
-        block_size,
-        block_shift: block_size.trailing_zeros(),
-        bitmap_len: mul(bitmap_sectors, SECTOR_SIZE, header.start)?,
+        block_shift,
         may_have_batmap: chosen.footer.creator == CREATOR_TAPDISK
             && chosen.footer.creator_version >= TAPDISK_1_1,
     };
@@ -79,7 +69,7 @@ fn header_bounds(chosen: &Chosen, file_size: u64) -> Result<Region> {
     let at = chosen.place.at.saturating_add(FOOTER_DATA_OFFSET);
     let malformed = |what| Err(Error::malformed(what, at));
     let start = chosen.footer.data_offset;
-    let Ok(header) = header_region(start) else {
+    let Ok(header) = Region::new(start, HEADER_LEN, at) else {
         return malformed("VHD dynamic header lies past the end of the file");
     };
     if start < FOOTER_LEN {
@@ -125,17 +115,17 @@ fn check_identity<T: Tables + ?Sized>(
     )))
 }
 
-/// The block size in bytes.
-fn check_block_size(header: Region, fields: &HeaderFields) -> Result<u64> {
+/// The block size as a shift count.
+fn check_block_size(header: Region, fields: &HeaderFields) -> Result<u8> {
     let block_size = fields.block_size.get();
-    let valid = (MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&block_size);
-    if !valid || !block_size.is_power_of_two() {
-        return Err(Error::malformed(
+    let is_valid = (MIN_BLOCK_SIZE..=MAX_BLOCK_SIZE).contains(&block_size);
+    match u8::try_from(block_size.trailing_zeros()) {
+        Ok(shift) if is_valid && block_size.is_power_of_two() => Ok(shift),
+        _ => Err(Error::malformed(
             "VHD block size is not a power of two of at least 512",
             header.start.saturating_add(HEADER_BLOCK_SIZE),
-        ));
+        )),
     }
-    Ok(u64::from(block_size))
 }
 
 /// Where the BAT lies: within the file, and not over anything else.
@@ -246,7 +236,7 @@ fn locator_end<T: Tables + ?Sized>(
     index: u64,
     file_size: u64,
 ) -> Result<u64> {
-    let first = add(layout.header.start, HEADER_LOCATORS, layout.header.start)?;
+    let first = add(layout.header, HEADER_LOCATORS, layout.header)?;
     let at = add(first, mul(index, LOCATOR_LEN, first)?, first)?;
     let locator: Locator = num::load(tables, at)?;
 

@@ -88,38 +88,70 @@ pub(super) struct Block {
     pub(super) end: u64,
 }
 
-/// The layout of a dynamic image.
+/// Most sectors whose bits fit into one sector of a bitmap.
+const SECTORS_PER_BITMAP_SECTOR: u64 = 4096;
+
+/// The layout of a dynamic image. Copied freely: kept small.
 ///
 /// # Invariants
 ///
-/// - `block_size` is a power of two, at least 512, and `1 << block_shift`; `bitmap_len` is a
-///   multiple of 512 and has a bit for each of its sectors.
-/// - Footer copy, header and BAT do not overlap, and lay within the file at attach.
+/// - `block_shift` is between 9 and 31.
+/// - Footer copy, header and BAT do not overlap, and lay within the file at attach: none of their
+///   ends overflows.
 /// - The BAT has an entry for every block of the disk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
     /// Size of the disk in bytes, a multiple of 512.
     pub(super) disk_size: u64,
-    /// The dynamic header.
-    pub(super) header: Region,
-    /// The BAT.
-    pub(super) table: Region,
+    /// Host offset in bytes of the dynamic header.
+    pub(super) header: u64,
+    /// Host offset in bytes of the BAT.
+    pub(super) table: u64,
     /// Number of entries in the BAT; may be more than the disk needs.
     pub(super) entries: u32,
-    /// Bytes of data in a block.
-    pub(super) block_size: u64,
-    /// The same as a shift count.
-    pub(super) block_shift: u32,
-    /// Bytes in front of a block's data: its bitmap, in whole sectors.
-    pub(super) bitmap_len: u64,
+    /// Bytes of data in a block, as a shift count.
+    pub(super) block_shift: u8,
     /// The creator is tapdisk 1.1 or later: there may be a batmap behind the BAT.
     pub(super) may_have_batmap: bool,
 }
 
 impl Layout {
+    /// Bytes of data in a block, a power of two.
+    pub(super) fn block_size(&self) -> u64 {
+        // By the invariant nothing wraps.
+        1u64.wrapping_shl(u32::from(self.block_shift))
+    }
+
+    /// Bytes in front of a block's data: its bitmap, in whole sectors.
+    pub(super) fn bitmap_len(&self) -> u64 {
+        let sectors = self.block_size() / SECTOR_SIZE;
+        // At most 2^10 sectors: nothing saturates.
+        sectors
+            .div_ceil(SECTORS_PER_BITMAP_SECTOR)
+            .saturating_mul(SECTOR_SIZE)
+    }
+
+    /// Where the dynamic header lies.
+    fn header_region(&self) -> Region {
+        // By the invariant nothing saturates, here and below.
+        Region {
+            start: self.header,
+            end: self.header.saturating_add(HEADER_LEN),
+        }
+    }
+
+    /// Where the BAT lies.
+    pub(super) fn table_region(&self) -> Region {
+        let len = u64::from(self.entries).saturating_mul(BAT_ENTRY_LEN);
+        Region {
+            start: self.table,
+            end: self.table.saturating_add(len),
+        }
+    }
+
     /// How many bytes the BAT has entries for.
     pub(super) fn covered(&self) -> Result<u64> {
-        mul(u64::from(self.entries), self.block_size, self.table.start)
+        mul(u64::from(self.entries), self.block_size(), self.table)
     }
 
     /// Sets the size of the disk, which [`Layout::covered`] is known to cover. `footer` is where
@@ -141,7 +173,7 @@ impl Layout {
 
     /// Number of blocks that the disk needs, all of which have an entry.
     pub(super) fn blocks(&self) -> u64 {
-        self.disk_size.div_ceil(self.block_size.max(1))
+        self.disk_size.div_ceil(self.block_size().max(1))
     }
 
     /// The block of guest position `pos`.
@@ -153,20 +185,20 @@ impl Layout {
         if pos >= self.disk_size {
             return Err(OUTSIDE);
         }
-        // By the invariant the shift is less than 32: nothing wraps.
-        Ok(pos.wrapping_shr(self.block_shift))
+        // By the invariant nothing wraps.
+        Ok(pos.wrapping_shr(u32::from(self.block_shift)))
     }
 
     /// Offset of guest position `pos` in its block.
     pub(super) fn within(&self, pos: u64) -> u64 {
-        pos & self.block_size.wrapping_sub(1)
+        pos & self.block_size().wrapping_sub(1)
     }
 
     /// Guest position and length in bytes of the block of `pos`. The last one is cut at the end of
     /// the disk (in the file it has its full size).
     pub(super) fn guest_range(&self, pos: u64) -> (u64, u64) {
         let start = pos.saturating_sub(self.within(pos));
-        let len = self.block_size.min(self.disk_size.saturating_sub(start));
+        let len = self.block_size().min(self.disk_size.saturating_sub(start));
         (start, len)
     }
 
@@ -175,7 +207,7 @@ impl Layout {
         if index >= u64::from(self.entries) {
             return Err(OUTSIDE);
         }
-        let at = self.table.start;
+        let at = self.table;
         add(at, mul(index, BAT_ENTRY_LEN, at)?, at)
     }
 
@@ -199,8 +231,8 @@ impl Layout {
     /// copy, the header or the BAT.
     pub(super) fn locate(&self, entry: BatEntry, entry_at: u64, file_size: u64) -> Result<Block> {
         let bitmap = entry.start();
-        let data = add(bitmap, self.bitmap_len, entry_at)?;
-        let end = add(data, self.block_size, entry_at)?;
+        let data = add(bitmap, self.bitmap_len(), entry_at)?;
+        let end = add(data, self.block_size(), entry_at)?;
         let block = Region { start: bitmap, end };
 
         if end > file_size {
@@ -209,7 +241,10 @@ impl Layout {
                 entry_at,
             ));
         }
-        if block.start < FOOTER_LEN || block.overlaps(self.header) || block.overlaps(self.table) {
+        if block.start < FOOTER_LEN
+            || block.overlaps(self.header_region())
+            || block.overlaps(self.table_region())
+        {
             return Err(Error::malformed(
                 "VHD BAT entry points into the headers",
                 entry_at,
@@ -221,17 +256,12 @@ impl Layout {
 
     /// Where tapdisk puts the batmap header: in the first sector behind the BAT.
     pub(super) fn batmap_header_at(&self) -> Result<u64> {
-        align_up(self.table.end, SECTOR_SIZE, self.table.start)
+        align_up(self.table_region().end, SECTOR_SIZE, self.table)
     }
 
     /// End of what lies at a known place: footer copy, header and BAT in whole sectors.
     pub(super) fn headers_end(&self) -> Result<u64> {
         let table_end = self.batmap_header_at()?;
-        Ok(table_end.max(self.header.end).max(FOOTER_LEN))
+        Ok(table_end.max(self.header_region().end).max(FOOTER_LEN))
     }
-}
-
-/// The dynamic header at host offset `at`.
-pub(super) fn header_region(at: u64) -> Result<Region> {
-    Region::new(at, HEADER_LEN, at)
 }

@@ -131,7 +131,7 @@ fn run_within(
     within: u64,
     len: u64,
 ) -> Result<Run> {
-    let left = layout.block_size.saturating_sub(within);
+    let left = layout.block_size().saturating_sub(within);
     let max = len.min(left) / SECTOR_SIZE;
     bitmap::run(tables, block.bitmap, within / SECTOR_SIZE, max)
 }
@@ -154,7 +154,7 @@ fn read(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Exte
 /// are not.
 fn unallocated_len(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<u64> {
     let len = len.min(layout.disk_size.saturating_sub(pos));
-    let mut found = layout.block_size.saturating_sub(layout.within(pos));
+    let mut found = layout.block_size().saturating_sub(layout.within(pos));
 
     for _ in 0..MAX_ENTRY_LOADS {
         if found >= len {
@@ -162,7 +162,7 @@ fn unallocated_len(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> 
         }
         let index = layout.index(add(pos, found, pos)?)?;
         match layout.load_entry(tables, index) {
-            Ok(BatEntry::NONE) => found = found.saturating_add(layout.block_size),
+            Ok(BatEntry::NONE) => found = found.saturating_add(layout.block_size()),
             Err(Error::WouldBlock) => return Err(Error::WouldBlock),
             // What was found so far is right; the rest is for the next call to find out.
             _ => break,
@@ -191,7 +191,7 @@ fn write(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Pla
 
 /// Offset in its block, and length, of the chunk of guest position `pos`.
 pub(super) fn chunk_within(layout: &Layout, pos: u64) -> (u64, u64) {
-    let len = CHUNK.min(layout.block_size);
+    let len = CHUNK.min(layout.block_size());
     (layout.within(pos) & !len.wrapping_sub(1), len)
 }
 

@@ -57,7 +57,7 @@ impl Space {
             }
         }
         Ok(Taken {
-            data: add(start, layout.bitmap_len, start)?,
+            data: add(start, layout.bitmap_len(), start)?,
             was_used: slot.is_dirty,
         })
     }
@@ -103,7 +103,10 @@ impl Space {
         }
         tables.sync()?;
 
-        let footer = self.end_of(layout, self.slots.count().saturating_add(blocks - 1))?;
+        let footer = self.end_of(
+            layout,
+            self.slots.count().saturating_add(blocks.saturating_sub(1)),
+        )?;
         self.file_size = add(footer, FOOTER_LEN, footer)?;
         self.pending = blocks;
         self.prepared = 0;
@@ -133,7 +136,7 @@ impl Space {
         while self.prepared < self.pending {
             let index = self.slots.count().saturating_add(self.prepared);
             let bitmap = self.slots.start_of(index)?;
-            tables.fill(bitmap, layout.bitmap_len, 0xff)?;
+            tables.fill(bitmap, layout.bitmap_len(), 0xff)?;
             self.prepared = self.prepared.saturating_add(1);
         }
         tables.sync()
@@ -141,7 +144,7 @@ impl Space {
 
     /// How many blocks to extend a file by; 0 if no entry could name another one.
     fn batch(&self) -> u64 {
-        let by_size = RESERVE_SIZE / self.slots.stride().max(1);
+        let by_size = RESERVE_SIZE.checked_div(self.slots.stride()).unwrap_or(1);
         let by_need = self.missing.saturating_sub(self.slots.taken());
         let wanted = by_size.min(RESERVE_BLOCKS).min(by_need).max(1);
         self.addressable(wanted)
@@ -163,8 +166,8 @@ impl Space {
     /// Host offset of the end of the block in place `index`.
     fn end_of(&self, layout: &Layout, index: u64) -> Result<u64> {
         let start = self.slots.start_of(index)?;
-        let data = add(start, layout.bitmap_len, start)?;
-        add(data, layout.block_size, start)
+        let data = add(start, layout.bitmap_len(), start)?;
+        add(data, layout.block_size(), start)
     }
 
     /// Host offset of the end of the block in the last place; `floor` if there is none.
@@ -199,9 +202,9 @@ impl Space {
 
 /// Zeroes a block that holds old bytes, then sets all its bits; durably, and in this order.
 fn blank(tables: &mut dyn TablesMut, layout: &Layout, start: u64) -> Result {
-    let data = add(start, layout.bitmap_len, start)?;
-    tables.fill(data, layout.block_size, 0)?;
+    let data = add(start, layout.bitmap_len(), start)?;
+    tables.fill(data, layout.block_size(), 0)?;
     tables.sync()?;
-    tables.fill(start, layout.bitmap_len, 0xff)?;
+    tables.fill(start, layout.bitmap_len(), 0xff)?;
     tables.sync()
 }

@@ -6,6 +6,9 @@
 //! [`WINDOW`] of them is known: free, handed out, or neither (in use, or lost). That is enough to
 //! give back every block of a burst of failed writes; what is older and comes back is leaked.
 
+#[cfg(test)]
+mod tests;
+
 use loop_parser::contract::Result;
 
 use super::super::num::{
@@ -14,7 +17,7 @@ use super::super::num::{
 };
 
 /// How many places are remembered.
-pub(super) const WINDOW: u64 = 128;
+const WINDOW: u64 = 128;
 
 /// A set of places, of the last [`WINDOW`] ones.
 #[derive(Clone, Copy, Debug, Default)]

@@ -25,7 +25,6 @@ use super::{
         num::{
             add,
             align_up,
-            mul,
             Region,
             NO_ROOM, //
         },
@@ -106,18 +105,10 @@ impl Space {
         let used = scan
             .end
             .max(header::structures_end(tables, layout, file_size)?);
-        let last = file_size.saturating_sub(FOOTER_LEN);
         footer::repair_front(tables, file_size)?;
 
-        // A file's last 512 bytes are its footer, or what remains of it. In front of it nothing is
-        // taken for free that was not learned from the BAT.
         let old_footer = if tables.can_grow() {
-            let end = Place::end(file_size).map_or(last, |place| place.at);
-            let start = used.max(end).min(file_size);
-            Region {
-                start,
-                end: file_size,
-            }
+            old_footer(used, file_size)
         } else {
             repair_device_end(tables, used, file_size)?;
             Region {
@@ -156,25 +147,37 @@ impl Space {
     /// A block that was handed out is in the BAT (or might be).
     pub(super) fn settle(&mut self, layout: &Layout, data: u64) {
         self.missing = self.missing.saturating_sub(1);
-        if let Some(start) = data.checked_sub(layout.bitmap_len) {
+        if let Some(start) = data.checked_sub(layout.bitmap_len()) {
             self.slots.settle(start);
         }
     }
 
     /// A block that was handed out is not needed.
     pub(super) fn release(&mut self, layout: &Layout, data: u64) {
-        if let Some(start) = data.checked_sub(layout.bitmap_len) {
+        if let Some(start) = data.checked_sub(layout.bitmap_len()) {
             self.slots.give_back(start);
         }
     }
 }
 
+/// What a file ends with, if it is not in use: its footer, or what remains of it. `used` is the end
+/// of what is.
+///
+/// In front of the footer nothing is taken for free, even if neither the BAT nor a header names it.
+fn old_footer(used: u64, file_size: u64) -> Region {
+    let footer = Place::end(file_size).map_or(0, |place| place.at);
+    Region {
+        start: used.max(footer).min(file_size),
+        end: file_size,
+    }
+}
+
 /// Places for blocks from `floor` on: their data is aligned, their bitmaps lie in front of it.
 fn slots(layout: &Layout, floor: u64) -> Result<Slots> {
-    let data = align_up(add(floor, layout.bitmap_len, floor)?, DATA_ALIGN, floor)?;
-    let len = add(layout.bitmap_len, layout.block_size, floor)?;
+    let data = align_up(add(floor, layout.bitmap_len(), floor)?, DATA_ALIGN, floor)?;
+    let len = add(layout.bitmap_len(), layout.block_size(), floor)?;
     let stride = align_up(len, DATA_ALIGN, floor)?;
-    Ok(Slots::new(data.saturating_sub(layout.bitmap_len), stride))
+    Ok(Slots::new(data.saturating_sub(layout.bitmap_len()), stride))
 }
 
 /// Makes the footer in a device's last sector good. `used` is the end of what must not be
@@ -208,11 +211,7 @@ fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<Scan>
         let Some(piece) = buffer.get_mut(..left.min(SCAN_ENTRIES)) else {
             break;
         };
-        let mut at = add(
-            layout.table.start,
-            mul(index, BAT_ENTRY_LEN, layout.table.start)?,
-            layout.table.start,
-        )?;
+        let mut at = layout.entry_at(index)?;
         tables.load(at, piece.as_mut_bytes())?;
 
         for raw in piece {

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A driver: uses a parser's [`Map`] and [`Allocate`] the way the kernel's does.
+
+use std::rc::Rc;
+
+use loop_parser::contract::{
+    Allocate, Disk, Extent, Map, Placement, Reservation, Reserved, Result, Tables, TablesMut,
+};
+
+use crate::store::{Store, SECTOR};
+
+/// A device with an image in memory.
+pub struct Device {
+    /// What the parser says of the disk.
+    pub disk: Disk,
+    /// The image.
+    pub store: Store,
+    map: Box<dyn Map>,
+    alloc: Box<dyn Allocate>,
+}
+
+/// A part of a guest write that waits for its place to be published.
+#[derive(Debug)]
+pub struct Pending {
+    space: Reservation,
+    pos: u64,
+    data: Rc<[u8]>,
+}
+
+impl Device {
+    /// A device over an attached image.
+    pub fn new(store: Store, disk: Disk, map: Box<dyn Map>, alloc: Box<dyn Allocate>) -> Self {
+        assert_eq!(disk.size % SECTOR, 0);
+        Self {
+            disk,
+            store,
+            map,
+            alloc,
+        }
+    }
+
+    /// Where the start of a range is read from. Panics if the answer breaks the contract.
+    pub fn resolve_read(&self, pos: u64, len: u64) -> Result<Extent> {
+        let extent = self.map.resolve_read(&self.store, pos, len)?;
+        let (got, end) = match extent {
+            Extent::Data { offset, len } => (len, offset + len),
+            Extent::Zero { len } => (len, 0),
+        };
+        self.check_len(pos, len, got);
+        assert!(end <= self.store.len(), "extent ends past the file");
+        Ok(extent)
+    }
+
+    /// Where the start of a range is written to. Panics if the answer breaks the contract.
+    pub fn resolve_write(&self, pos: u64, len: u64) -> Result<Placement> {
+        let placement = self.map.resolve_write(&self.store, pos, len)?;
+        match placement {
+            Placement::InPlace { offset, len: got } => {
+                self.check_len(pos, len, got);
+                assert!(offset + got <= self.store.len(), "write past the file");
+            }
+            Placement::Allocate {
+                pos: unit,
+                len: unit_len,
+            } => {
+                assert!(unit <= pos && pos < unit + unit_len);
+                assert!(unit + unit_len <= self.disk.size);
+            }
+        }
+        Ok(placement)
+    }
+
+    fn check_len(&self, pos: u64, asked: u64, got: u64) {
+        assert!(got > 0 && got <= asked && got % SECTOR == 0, "length {got}");
+        assert!(pos + got <= self.disk.size);
+    }
+
+    /// Reads guest bytes.
+    pub fn read(&self, pos: u64, len: u64) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        while (bytes.len() as u64) < len {
+            let done = bytes.len() as u64;
+            match self.resolve_read(pos + done, len - done)? {
+                Extent::Data { offset, len } => bytes.extend(self.store.get(offset, len as usize)),
+                Extent::Zero { len } => bytes.resize(bytes.len() + len as usize, 0),
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// Writes guest bytes, one allocation after the other.
+    pub fn write(&mut self, pos: u64, data: &[u8]) -> Result {
+        let mut done = 0;
+        while done < data.len() {
+            let at = pos + done as u64;
+            match self.begin(at, &data[done..])? {
+                Begun::Written(len) => done += len,
+                Begun::Pending(pending, len) => {
+                    self.finish(pending)?;
+                    done += len;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the first steps of a guest write, up to where its place is reserved.
+    pub fn begin(&mut self, pos: u64, data: &[u8]) -> Result<Begun> {
+        let mut retries = 0;
+        loop {
+            let left = data.len() as u64;
+            match self.resolve_write(pos, left)? {
+                Placement::InPlace { offset, len } => {
+                    self.store.write_data(offset, &data[..len as usize])?;
+                    return Ok(Begun::Written(len as usize));
+                }
+                Placement::Allocate { .. } => {
+                    match self.alloc.reserve(&mut self.store, pos, left)? {
+                        Reserved::Ready => retries += 1,
+                        Reserved::Space(space) => return Ok(self.pending(space, pos, data)),
+                    }
+                }
+            }
+            assert!(retries < 4, "reserve and resolve disagree");
+        }
+    }
+
+    fn pending(&self, space: Reservation, pos: u64, data: &[u8]) -> Begun {
+        assert!(space.pos <= pos && pos < space.pos + space.len);
+        assert!(space.pos + space.len <= self.disk.size);
+        assert!(space.offset + space.len <= self.store.len());
+        let old = self.store.get(space.offset, space.len as usize);
+        assert!(old.iter().all(|&byte| byte == 0), "space is not zero");
+
+        let len = (space.pos + space.len - pos).min(data.len() as u64) as usize;
+        let data = Rc::from(&data[..len]);
+        Begun::Pending(Pending { space, pos, data }, len)
+    }
+
+    /// Writes the bytes and publishes the place; gives it back if the bytes cannot be written.
+    pub fn finish(&mut self, pending: Pending) -> Result {
+        let result = self.fill_in(&pending);
+        if result.is_err() {
+            self.alloc.release(&pending.space);
+        }
+        result
+    }
+
+    fn fill_in(&mut self, pending: &Pending) -> Result {
+        let Pending { space, pos, data } = pending;
+        let offset = space.offset + (pos - space.pos);
+        self.store.write_data(offset, data)?;
+        if space.sync_before_publish {
+            self.store.sync()?;
+        }
+        self.alloc.publish(&mut self.store, space)
+    }
+
+    /// Gives a place back without having tried.
+    pub fn give_up(&mut self, pending: &Pending) {
+        self.alloc.release(&pending.space);
+    }
+
+    /// A guest's flush.
+    pub fn flush(&mut self) -> Result {
+        self.store.sync()
+    }
+
+    /// The last use of the device.
+    pub fn close(mut self) -> Result<Store> {
+        self.alloc.close(&mut self.store)?;
+        Ok(self.store)
+    }
+
+    /// As [`Device::close`], but the device stays usable.
+    pub fn trim(&mut self) -> Result {
+        self.alloc.close(&mut self.store)
+    }
+
+    /// The size of the image.
+    pub fn image_len(&self) -> u64 {
+        self.store.size().unwrap()
+    }
+}
+
+impl Pending {
+    /// The place that was reserved.
+    pub fn space(&self) -> &Reservation {
+        &self.space
+    }
+}
+
+/// How far [`Device::begin`] came.
+#[derive(Debug)]
+pub enum Begun {
+    /// So many bytes were written in place.
+    Written(usize),
+    /// So many bytes wait for [`Device::finish`].
+    Pending(Pending, usize),
+}

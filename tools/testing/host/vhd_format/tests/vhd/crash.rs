@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Power failures.
+//!
+//! A guest works on an image while everything that reaches the store is recorded. Then the run is
+//! replayed, and at every step images are made of what may have survived. Each of them has to
+//! attach, to be sound, to hold every flushed write, and no sector may be anything but something
+//! that was written to it.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use loop_parser::contract::TablesMut;
+use testkit::{
+    crash::{Replay, Survivors},
+    device::{Begun, Device, Pending},
+    rng::Rng,
+    store::{Failure, Op, Sector, Sectors, Store},
+    tools,
+};
+
+use crate::{
+    image::{pattern, Bits, End, Spec},
+    open,
+    reader::{end_footer, faults, front_footer, Reader},
+};
+
+/// What the guest did, as marks in the trace.
+#[derive(Debug)]
+enum Event {
+    /// A write begins: from now on the sectors may have these contents.
+    Begin(u64, Vec<Sector>),
+    /// The write has succeeded: from now on the sectors read so.
+    Done(u64, Vec<Sector>),
+    /// A flush has succeeded: what was done is durable.
+    Flushed,
+}
+
+/// What a sector may contain.
+struct Contents {
+    /// After a crash.
+    durable: Vec<Sector>,
+    /// Without one.
+    live: Vec<Sector>,
+}
+
+/// What every sector may contain.
+struct Oracle(BTreeMap<u64, Contents>);
+
+impl Oracle {
+    fn new(disk: &[u8]) -> Self {
+        let contents = disk.chunks_exact(512).map(|bytes| {
+            let sector: Sector = Rc::new(bytes.try_into().unwrap());
+            Contents {
+                durable: vec![sector.clone()],
+                live: vec![sector],
+            }
+        });
+        Self((0..).zip(contents).collect())
+    }
+
+    fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Begin(first, sectors) => self.each(*first, sectors, |contents, sector| {
+                contents.durable.push(sector.clone());
+                contents.live.push(sector.clone());
+            }),
+            Event::Done(first, sectors) => self.each(*first, sectors, |contents, sector| {
+                contents.live = vec![sector.clone()];
+            }),
+            Event::Flushed => {
+                for contents in self.0.values_mut() {
+                    contents.durable = contents.live.clone();
+                }
+            }
+        }
+    }
+
+    fn each(&mut self, first: u64, sectors: &[Sector], change: impl Fn(&mut Contents, &Sector)) {
+        for (number, sector) in (first..).zip(sectors) {
+            change(self.0.get_mut(&number).unwrap(), sector);
+        }
+    }
+
+    #[track_caller]
+    fn check(&self, disk: &[u8], what: &str) {
+        assert_eq!(disk.len() as u64, self.0.len() as u64 * 512, "{what}: size");
+        for (number, bytes) in disk.chunks_exact(512).enumerate() {
+            let contents = &self.0[&(number as u64)];
+            assert!(
+                contents.durable.iter().any(|sector| sector[..] == *bytes),
+                "{what}: sector {number} is {:02x?}, not one of {}",
+                &bytes[..8],
+                contents.durable.len()
+            );
+        }
+    }
+}
+
+/// A guest at work.
+struct Guest {
+    device: Device,
+    events: Vec<Event>,
+    rng: Rng,
+    version: u64,
+    block_sectors: u64,
+}
+
+impl Guest {
+    fn new(store: Store, block_size: u32, seed: u64) -> Self {
+        Self {
+            device: open(store).unwrap(),
+            events: Vec::new(),
+            rng: Rng::new(seed),
+            version: 1000,
+            block_sectors: u64::from(block_size) / 512,
+        }
+    }
+
+    fn sectors(&self) -> u64 {
+        self.device.disk.size / 512
+    }
+
+    fn note(&mut self, event: Event) {
+        self.device.store.mark(self.events.len());
+        self.events.push(event);
+    }
+
+    fn new_contents(&mut self, first: u64, count: u64) -> Vec<Sector> {
+        self.version += 1;
+        (first..first + count)
+            .map(|sector| Rc::new(pattern(sector, self.version)))
+            .collect()
+    }
+
+    /// Does something.
+    fn step(&mut self) {
+        let may_fail = self.rng.one_in(8);
+        if may_fail {
+            let failure = Failure::ALL[self.rng.below(3) as usize];
+            let after = self.rng.below(8);
+            self.device.store.fail_after(after, failure);
+        }
+        match self.rng.below(16) {
+            0..=6 => self.write(),
+            7..=12 => self.write_many(),
+            13..=14 => self.flush(),
+            _ => self.device.trim().unwrap_or_else(|_| assert!(may_fail)),
+        }
+        self.device.store.never_fail();
+    }
+
+    fn write(&mut self) {
+        let first = self.rng.below(self.sectors());
+        let most = (self.sectors() - first).min(self.block_sectors * 2 + 1);
+        let count = 1 + self.rng.below(most);
+        let contents = self.new_contents(first, count);
+        self.note(Event::Begin(first, contents.clone()));
+        if self
+            .device
+            .write(
+                first * 512,
+                &contents.iter().flat_map(|it| **it).collect::<Vec<_>>(),
+            )
+            .is_ok()
+        {
+            self.note(Event::Done(first, contents));
+        }
+    }
+
+    /// Several writes at once, to different blocks, that end in another order than they began.
+    fn write_many(&mut self) {
+        let blocks = self.sectors().div_ceil(self.block_sectors);
+        let mut chosen: Vec<u64> = (0..blocks).collect();
+        self.rng.shuffle(&mut chosen);
+        let count = 1 + self.rng.below(6) as usize;
+        let mut pending = Vec::new();
+        for block in chosen.into_iter().take(count) {
+            pending.extend(self.begin_in(block));
+        }
+        self.rng.shuffle(&mut pending);
+        for (it, first, contents) in pending {
+            if self.rng.one_in(8) {
+                self.device.give_up(&it);
+            } else if self.device.finish(it).is_ok() {
+                self.note(Event::Done(first, contents));
+            }
+            if self.rng.one_in(12) {
+                self.flush();
+            }
+        }
+    }
+
+    fn begin_in(&mut self, block: u64) -> Option<(Pending, u64, Vec<Sector>)> {
+        let start = block * self.block_sectors;
+        let end = (start + self.block_sectors).min(self.sectors());
+        let first = start + self.rng.below(end - start);
+        let count = 1 + self.rng.below(end - first);
+        let contents = self.new_contents(first, count);
+        self.note(Event::Begin(first, contents.clone()));
+        let bytes: Vec<u8> = contents.iter().flat_map(|it| **it).collect();
+        let mut done = 0;
+        while done < bytes.len() {
+            match self.device.begin(first * 512 + done as u64, &bytes[done..]) {
+                Ok(Begun::Written(len)) => done += len,
+                Ok(Begun::Pending(it, len)) => {
+                    assert_eq!((done, len), (0, bytes.len()));
+                    return Some((it, first, contents));
+                }
+                Err(_) => return None,
+            }
+        }
+        self.note(Event::Done(first, contents));
+        None
+    }
+
+    fn flush(&mut self) {
+        self.device.flush().unwrap();
+        self.note(Event::Flushed);
+    }
+}
+
+/// An image to crash.
+struct Scenario {
+    name: &'static str,
+    store: Store,
+    block_size: u32,
+    /// QEMU, which does not look at bitmaps, sees the same disk.
+    suits_qemu: bool,
+    steps: u64,
+}
+
+fn scenario(name: &'static str, spec: &Spec) -> Scenario {
+    Scenario {
+        name,
+        store: spec.build().store,
+        block_size: spec.block_size,
+        // It takes the bitmap of a block of less than 4 KiB for empty.
+        suits_qemu: spec.blocks.iter().all(|it| it.1 == Bits::Ones) && spec.block_size >= 4096,
+        steps: 40,
+    }
+}
+
+fn small() -> Spec {
+    Spec::dynamic(24 * 4096 + 1536, 4096)
+}
+
+fn file_scenarios() -> Vec<Scenario> {
+    let mixed = [(3, Bits::Mixed(1)), (0, Bits::Ones), (7, Bits::Zeros)];
+    let whole = [(3, Bits::Ones), (0, Bits::Ones)];
+    let with = |change: fn(&mut Spec)| {
+        let mut spec = small().with_blocks(&[(3, Bits::Ones), (0, Bits::Ones)]);
+        change(&mut spec);
+        spec
+    };
+    vec![
+        scenario("empty", &small()),
+        scenario("some blocks", &small().with_blocks(&whole)),
+        scenario("clear bits", &small().with_blocks(&mixed)),
+        scenario("front damaged", &with(|it| it.front = false)),
+        scenario("end damaged", &with(|it| it.end = End::Damaged)),
+        scenario("end missing", &with(|it| it.end = End::Missing)),
+        scenario("end filled", &with(|it| it.end = End::Filled(0xc7))),
+        scenario("short footer", &with(|it| it.end = End::Short)),
+        scenario(
+            "short footer alone",
+            &with(|it| {
+                it.end = End::Short;
+                it.front = false;
+            }),
+        ),
+        scenario(
+            "Windows 10",
+            &with(|it| {
+                it.aligned = true;
+                it.gap = 7;
+            }),
+        ),
+        scenario(
+            "tapdisk",
+            &with(|it| {
+                it.aligned = true;
+                it.batmap = Some((1, false));
+                it.creator = *b"tap\0";
+                it.creator_version = 0x0001_0003;
+            }),
+        ),
+        scenario("blocks of a sector", &Spec::dynamic(100 * 512, 512)),
+        scenario("blocks of 32 KiB", &Spec::dynamic(6 << 15, 1 << 15)),
+        scenario("one block", &Spec::dynamic(2048, 4096)),
+        Scenario {
+            steps: 12,
+            ..scenario(
+                "blocks of 2 MiB",
+                &Spec::dynamic(3 << 20, 1 << 21).with_blocks(&[(1, Bits::Mixed(2))]),
+            )
+        },
+    ]
+}
+
+fn device_scenarios() -> Vec<Scenario> {
+    let mixed = [(3, Bits::Mixed(1)), (0, Bits::Ones)];
+    let mut list = Vec::new();
+    for (name, front, at_end, room) in [
+        ("device", true, true, 60),
+        ("device, footer in the middle", true, false, 60),
+        ("device, front damaged", false, true, 60),
+        ("device that runs full", true, true, 9),
+    ] {
+        let mut spec = small().with_blocks(&mixed);
+        spec.front = front;
+        let mut it = scenario(name, &spec);
+        let size = (it.store.len() + room * 8192).next_multiple_of(4096);
+        it.store = it.store.into_device(size, 0x5a);
+        if at_end {
+            it.store.put(size - 512, &spec.footer());
+        }
+        it.suits_qemu = false;
+        list.push(it);
+    }
+    list
+}
+
+/// How many images were looked at.
+#[derive(Default)]
+struct Tally {
+    images: u64,
+    by_qemu: u64,
+}
+
+/// Runs a scenario, and crashes it everywhere.
+fn crash(scenario: &Scenario, seed: u64, tally: &mut Tally) {
+    let mut guest = Guest::new(scenario.store.clone(), scenario.block_size, seed);
+    let (sectors, size) = guest.device.store.record();
+    let disk = Reader::open(&scenario.store).unwrap().disk();
+    for _ in 0..scenario.steps {
+        guest.step();
+    }
+    guest.flush();
+    guest.device.trim().unwrap();
+
+    let trace = guest.device.store.take_trace();
+    Crashes {
+        scenario,
+        what: format!("{} (seed {seed})", scenario.name),
+        rng: Rng::new(seed + 1_000_000),
+        oracle: Oracle::new(&disk),
+        had_front: front_footer(&scenario.store).is_some(),
+        has_end: end_footer(&scenario.store).is_some(),
+        tally,
+    }
+    .replay(sectors, size, &trace, &guest.events);
+}
+
+struct Crashes<'a> {
+    scenario: &'a Scenario,
+    what: String,
+    rng: Rng,
+    oracle: Oracle,
+    /// The copy at 0 was good from the beginning: it never may be anything else.
+    had_front: bool,
+    /// The last durable image had a good footer at its end: so must every later one.
+    has_end: bool,
+    tally: &'a mut Tally,
+}
+
+impl Crashes<'_> {
+    fn replay(mut self, sectors: Sectors, size: u64, trace: &[Op], events: &[Event]) {
+        let mut replay = Replay::new(sectors, size, self.scenario.store.can_grow());
+        for op in trace {
+            replay.apply(op);
+            match op {
+                Op::Mark(index) => self.oracle.apply(&events[*index]),
+                Op::Sync => self.check_durable(&replay),
+                _ => self.check_all(&replay),
+            }
+        }
+    }
+
+    fn check_durable(&mut self, replay: &Replay) {
+        let (store, _) = replay.crash(Survivors::Synced, &mut self.rng);
+        let has_end = end_footer(&store).is_some();
+        assert!(
+            has_end || !self.has_end,
+            "{}: no footer at the end",
+            self.what
+        );
+        self.has_end = has_end;
+        self.check(store);
+    }
+
+    fn check_all(&mut self, replay: &Replay) {
+        use Survivors::{All, Few, Most, Random, Synced};
+        if self.scenario.block_size > 1 << 20 && !self.rng.one_in(8) {
+            return;
+        }
+        for survivors in [Synced, All, Random, Random, Few(4), Most(4)] {
+            let (store, is_old_size) = replay.crash(survivors, &mut self.rng);
+            // Only a file that has grown may have lost its end: its new footer is not durable yet.
+            let has_end = end_footer(&store).is_some();
+            let may_lack_it = replay.has_grown() && !is_old_size;
+            assert!(has_end || may_lack_it || !self.has_end, "{}", self.what);
+            self.check(store);
+        }
+    }
+
+    fn check(&mut self, store: Store) {
+        self.tally.images += 1;
+        let what = &self.what;
+        assert_eq!(faults(&store), [""; 0], "{what}");
+        assert!(front_footer(&store).is_some() || !self.had_front, "{what}");
+        let disk = Reader::open(&store).unwrap().disk();
+        self.oracle.check(&disk, what);
+
+        if self.scenario.suits_qemu && front_footer(&store).is_some() && self.rng.one_in(400) {
+            self.check_with_qemu(&store, &disk);
+        }
+        let mut device = open(store).unwrap_or_else(|error| panic!("{}: {error:?}", self.what));
+        let ours = device.read(0, device.disk.size).unwrap();
+        assert!(ours == disk, "{}: readers differ", self.what);
+        if self.rng.one_in(12) {
+            self.check_recovery(&mut device, disk);
+        }
+    }
+
+    /// The image can be worked with, and both footers are good once something is allocated.
+    fn check_recovery(&mut self, device: &mut Device, mut disk: Vec<u8>) {
+        let sectors = device.disk.size / 512;
+        for _ in 0..4 {
+            let sector = self.rng.below(sectors);
+            let content = pattern(sector, 1 << 30);
+            let before = device.store.syncs();
+            match device.write(sector * 512, &content) {
+                Ok(()) => {}
+                Err(error) => {
+                    // Only a device can be full here.
+                    assert!(!self.scenario.store.can_grow(), "{}: {error:?}", self.what);
+                    continue;
+                }
+            }
+            disk[(sector * 512) as usize..][..512].copy_from_slice(&content);
+            if device.store.syncs() > before && device.store.len() > 512 {
+                assert!(
+                    front_footer(&device.store).is_some() || end_footer(&device.store).is_some()
+                );
+            }
+        }
+        device.trim().unwrap();
+        assert!(
+            device.read(0, device.disk.size).unwrap() == disk,
+            "{}",
+            self.what
+        );
+        assert!(
+            Reader::open(&device.store).unwrap().disk() == disk,
+            "{}",
+            self.what
+        );
+        assert_eq!(faults(&device.store), [""; 0], "{}", self.what);
+    }
+
+    fn check_with_qemu(&mut self, store: &Store, disk: &[u8]) {
+        if tools::has_qemu_img() {
+            self.tally.by_qemu += 1;
+            let theirs = tools::qemu_img_read(store, "vpc");
+            match theirs {
+                Ok(theirs) => assert!(theirs == disk, "{}: qemu-img differs", self.what),
+                Err(error) => panic!("{}: {error}", self.what),
+            }
+        }
+    }
+}
+
+fn crash_all(scenarios: &[Scenario], seeds: u64) {
+    let mut tally = Tally::default();
+    for scenario in scenarios {
+        for seed in 0..seeds {
+            crash(scenario, seed, &mut tally);
+        }
+    }
+    tools::say(&format!(
+        "{} crashed images, {} of them read by qemu-img",
+        tally.images, tally.by_qemu
+    ));
+}
+
+fn seeds(default: u64) -> u64 {
+    std::env::var("LP_CRASH_SEEDS").map_or(default, |it| it.parse().unwrap())
+}
+
+#[test]
+fn files() {
+    crash_all(&file_scenarios(), seeds(16));
+}
+
+#[test]
+fn devices() {
+    crash_all(&device_scenarios(), seeds(24));
+}
+
+/// The replay itself: it would find a pointer that is stored too early.
+#[test]
+#[should_panic(expected = "not one of")]
+fn early_pointer_is_found() {
+    let spec = small();
+    let image = spec.build();
+    let mut store = image.store.clone();
+    let (sectors, size) = store.record();
+    let events = vec![Event::Flushed];
+    // A block device's old bytes, and an entry that points to them.
+    store.store(size - 512, &[0x5a; 8192]).unwrap();
+    store.sync().unwrap();
+    store.store(size - 512, &[0xff; 512]).unwrap();
+    store.store_be32(1536, ((size - 512) / 512) as u32).unwrap();
+    let scenario = scenario("early", &spec);
+    let disk = Reader::open(&image.store).unwrap().disk();
+    let trace = store.take_trace();
+    Crashes {
+        scenario: &scenario,
+        what: "early".into(),
+        rng: Rng::new(1),
+        oracle: Oracle::new(&disk),
+        had_front: true,
+        has_end: false,
+        tally: &mut Tally::default(),
+    }
+    .replay(sectors, size, &trace, &events);
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Tests of the VHD format code, from outside.
+
+#![allow(missing_docs, unreachable_pub)]
+
+mod image;
+mod reader;
+
+mod alloc;
+mod attach;
+mod clear_bits;
+mod crash;
+mod defects;
+mod enospc;
+mod hostile;
+mod malformed;
+mod on_device;
+mod probe;
+mod random;
+mod refusal;
+mod resolve;
+mod samples;
+
+use loop_parser::contract::{Error, Result};
+use testkit::{device::Device, store::Store};
+use vhd_format::format;
+
+/// A read-write device over an image; its parser's warning is nobody's business.
+fn open(store: Store) -> Result<Device> {
+    open_as(store, "", true)
+}
+
+fn open_as(store: Store, options: &str, writable: bool) -> Result<Device> {
+    let attached = format::attach(&store, options, writable)?;
+    Ok(Device::new(
+        store,
+        attached.disk,
+        Box::new(attached.map),
+        Box::new(attached.alloc),
+    ))
+}
+
+/// Attaches and forgets.
+fn attach(store: &Store) -> Result<format::Attached> {
+    format::attach(store, "", true)
+}
+
+/// The class of an error, without its words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    Malformed,
+    Unsupported,
+    NeedsReadOnly,
+    Store,
+    Other,
+}
+
+fn class(error: Error) -> Class {
+    match error {
+        Error::Malformed(_) => Class::Malformed,
+        Error::Unsupported(_) => Class::Unsupported,
+        Error::NeedsReadOnly(_) => Class::NeedsReadOnly,
+        Error::Store(_) => Class::Store,
+        Error::WouldBlock | Error::BadOption => Class::Other,
+    }
+}

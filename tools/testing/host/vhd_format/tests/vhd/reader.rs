@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A second reader, written from the specification: slow, obvious, and without any of the code
+//! under test. And a checker of what has to hold in every image.
+
+use testkit::store::Store;
+
+use crate::image::checksum;
+
+/// A VHD that was opened.
+pub struct Reader<'a> {
+    store: &'a Store,
+    /// Bytes.
+    pub size: u64,
+    header: Option<Header>,
+}
+
+struct Header {
+    at: u64,
+    table: u64,
+    entries: u64,
+    block_size: u64,
+}
+
+/// Whether these are the bytes of a good footer.
+pub fn is_footer(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"conectix") && be32(bytes, 64) == checksum(bytes, 64)
+}
+
+fn be32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn be64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+}
+
+/// The footer at the end of a file.
+pub fn end_footer(store: &Store) -> Option<Vec<u8>> {
+    let len = if store.len() % 512 == 511 { 511 } else { 512 };
+    let mut bytes = store.get(store.len().checked_sub(len)?, len as usize);
+    bytes.resize(512, 0);
+    is_footer(&bytes).then_some(bytes)
+}
+
+/// The footer copy at the start of a dynamic image.
+pub fn front_footer(store: &Store) -> Option<Vec<u8>> {
+    let bytes = (store.len() >= 512).then(|| store.get(0, 512))?;
+    (is_footer(&bytes) && be32(&bytes, 60) != 2).then_some(bytes)
+}
+
+impl<'a> Reader<'a> {
+    /// Opens an image.
+    pub fn open(store: &'a Store) -> Result<Self, String> {
+        let footer = front_footer(store)
+            .or_else(|| end_footer(store))
+            .ok_or("no footer")?;
+        let header = match be32(&footer, 60) {
+            2 => None,
+            3 => Some(Header::open(store, be64(&footer, 16))?),
+            other => return Err(format!("type {other}")),
+        };
+        let chs = u64::from(u16::from_be_bytes([footer[56], footer[57]]))
+            * u64::from(footer[58])
+            * u64::from(footer[59])
+            * 512;
+        let by_chs = matches!(&footer[28..32], b"vpc " | b"qemu");
+        let size = if by_chs { chs } else { be64(&footer, 48) };
+        Ok(Self {
+            store,
+            size: size / 512 * 512,
+            header,
+        })
+    }
+
+    /// A sector of the disk.
+    pub fn sector(&self, sector: u64) -> [u8; 512] {
+        let Some(header) = &self.header else {
+            return self.at(sector * 512);
+        };
+        let sectors_per_block = header.block_size / 512;
+        let entry = header.entry(self.store, sector / sectors_per_block);
+        let within = sector % sectors_per_block;
+        if entry == u32::MAX {
+            return [0; 512];
+        }
+        let start = u64::from(entry) * 512;
+        let byte = self.store.get_array::<1>(start + within / 8)[0];
+        if byte & (0x80 >> (within % 8)) == 0 {
+            return [0; 512];
+        }
+        self.at(start + header.bitmap_len() + within * 512)
+    }
+
+    fn at(&self, offset: u64) -> [u8; 512] {
+        self.store.get_array(offset)
+    }
+
+    /// The whole disk.
+    pub fn disk(&self) -> Vec<u8> {
+        let mut disk = Vec::with_capacity(self.size as usize);
+        for sector in 0..self.size / 512 {
+            disk.extend_from_slice(&self.sector(sector));
+        }
+        disk
+    }
+}
+
+impl Header {
+    fn open(store: &Store, at: u64) -> Result<Self, String> {
+        let bytes = store.get(at, 1024);
+        if !bytes.starts_with(b"cxsparse") {
+            return Err("no dynamic header".into());
+        }
+        Ok(Self {
+            at,
+            table: be64(&bytes, 16),
+            entries: u64::from(be32(&bytes, 28)),
+            block_size: u64::from(be32(&bytes, 32)),
+        })
+    }
+
+    fn entry(&self, store: &Store, index: u64) -> u32 {
+        assert!(index < self.entries, "no BAT entry {index}");
+        store.get_be32(self.table + index * 4)
+    }
+
+    fn bitmap_len(&self) -> u64 {
+        (self.block_size / 512).div_ceil(8).div_ceil(512) * 512
+    }
+}
+
+/// What is wrong with a dynamic image; empty if nothing is.
+pub fn faults(store: &Store) -> Vec<String> {
+    let mut faults = Vec::new();
+    let front = front_footer(store);
+    let end = end_footer(store);
+    let Some(footer) = front.or(end) else {
+        return vec!["no good footer".into()];
+    };
+    let header = match Header::open(store, be64(&footer, 16)) {
+        Ok(header) => header,
+        Err(error) => return vec![error],
+    };
+    let head = store.get(header.at, 1024);
+    if be32(&head, 36) != checksum(&head, 36) {
+        faults.push("header checksum".into());
+    }
+
+    let headers = [
+        (0, 512),
+        (header.at, header.at + 1024),
+        (header.table, header.table + header.entries * 4),
+    ];
+    let mut blocks = Vec::new();
+    for index in 0..header.entries {
+        let entry = header.entry(store, index);
+        if entry != u32::MAX {
+            let start = u64::from(entry) * 512;
+            blocks.push((
+                start,
+                start + header.bitmap_len() + header.block_size,
+                index,
+            ));
+        }
+    }
+    blocks.sort_unstable();
+    for &(start, end, index) in &blocks {
+        if headers.iter().any(|it| it.0 < end && start < it.1) {
+            faults.push(format!("block {index} at {start} lies in the headers"));
+        }
+        if end > store.len() {
+            faults.push(format!("block {index} ends at {end} > {}", store.len()));
+        }
+    }
+    for pair in blocks.windows(2) {
+        if pair[0].1 > pair[1].0 {
+            faults.push(format!("blocks {} and {} overlap", pair[0].2, pair[1].2));
+        }
+    }
+    faults
+}
