@@ -20,7 +20,10 @@ use crate::{
         Reservation,
         Result, //
     },
-    image::Image,
+    image::{
+        Allocation,
+        Image, //
+    },
     sys::file::BackingFile,
     tables::{
         store_error,
@@ -92,6 +95,7 @@ pub(crate) fn reserve<'a>(
     count: u64,
 ) -> Result<Option<Allocating<'a, state::Reserved>>> {
     let (pos, len) = unit;
+    let range = image.range(at, count)?;
     let end = pos.saturating_add(len);
     let mut allocation = image.allocation.lock();
     let slot = loop {
@@ -100,8 +104,9 @@ pub(crate) fn reserve<'a>(
         }
         image.pending_changed.wait(&mut allocation);
     };
-    let mut tables = LockedTables::new(image, file);
-    let reserved = allocation.alloc.reserve(&mut tables, at, count);
+    let Allocation { alloc, sector, .. } = &mut *allocation;
+    let mut tables = LockedTables::new(image, file, sector);
+    let reserved = alloc.reserve(&mut tables, range.start, range.span);
     let space = match reserved {
         Ok(contract::Reserved::Space(space)) => checked(space, at).map(Some),
         Ok(contract::Reserved::Ready) => Ok(None),
@@ -181,8 +186,9 @@ impl Allocating<'_, state::Durable> {
             return Ok(());
         };
         let mut allocation = inner.image.allocation.lock();
-        let mut tables = LockedTables::new(inner.image, inner.file);
-        allocation.alloc.publish(&mut tables, &space)?;
+        let Allocation { alloc, sector, .. } = &mut *allocation;
+        let mut tables = LockedTables::new(inner.image, inner.file, sector);
+        alloc.publish(&mut tables, &space)?;
         // Published: no longer ours to give back.
         inner.space = None;
         Ok(())

@@ -50,7 +50,8 @@ use crate::{
         Map,
         Placement,
         Result,
-        Tables, //
+        Tables,
+        SECTOR_SIZE, //
     },
     parser::{
         AttachRequest,
@@ -70,7 +71,8 @@ use crate::{
     tables::{
         CachedTables,
         FileTables,
-        LockedTables, //
+        LockedTables,
+        Sector, //
     }, //
 };
 
@@ -80,6 +82,8 @@ pub(crate) struct Allocation {
     pub(crate) alloc: KBox<dyn Allocate>,
     /// Allocation units that somebody is writing the first data of.
     pub(crate) pending: Pending,
+    /// Scratch memory for table writes.
+    pub(crate) sector: KBox<Sector>,
 }
 
 /// An image in use.
@@ -131,6 +135,8 @@ impl Image {
         let attached = parser
             .parser
             .attach(&FileTables { file, peekable }, &request)?;
+        let no_memory = |_| Error::Store(ENOMEM.to_errno());
+        let sector = KBox::new([0; SECTOR_SIZE as usize], GFP_KERNEL).map_err(no_memory)?;
         let image = pin_init!(Self {
             key: file.inode_key(),
             choice: *choice,
@@ -140,6 +146,7 @@ impl Image {
             allocation <- new_mutex!(Allocation {
                 alloc: attached.alloc,
                 pending: Pending::new(),
+                sector,
             }, "Image::allocation"),
             pending_changed <- new_condvar!("Image::pending_changed"),
             sequence: Atomic::new(0),
@@ -269,17 +276,22 @@ impl Image {
 
     /// Resolves for reading without sleeping.
     pub(crate) fn resolve_cached(&self, file: &BackingFile, pos: u64, len: u64) -> Result<Extent> {
-        let len = self.clamp(pos, len)?;
-        self.lockless(|| self.map.resolve_read(&CachedTables { file }, pos, len))
-            .unwrap_or(Err(Error::WouldBlock))
-            .and_then(|extent| checked_extent(extent, len))
+        let range = self.range(pos, len)?;
+        self.lockless(|| {
+            let tables = CachedTables { file };
+            self.map.resolve_read(&tables, range.start, range.span)
+        })
+        .unwrap_or(Err(Error::WouldBlock))
+        .and_then(|extent| range.cut_extent(extent))
     }
 
     /// Resolves for reading. May sleep.
     pub(crate) fn resolve_read(&self, file: &BackingFile, pos: u64, len: u64) -> Result<Extent> {
-        let len = self.clamp(pos, len)?;
-        self.blocking(file, |tables| self.map.resolve_read(tables, pos, len))
-            .and_then(|extent| checked_extent(extent, len))
+        let range = self.range(pos, len)?;
+        self.blocking(file, |tables| {
+            self.map.resolve_read(tables, range.start, range.span)
+        })
+        .and_then(|extent| range.cut_extent(extent))
     }
 
     /// Resolves for writing. May sleep.
@@ -292,9 +304,11 @@ impl Image {
         if self.is_poisoned() {
             return Err(Error::Store(EIO.to_errno()));
         }
-        let len = self.clamp(pos, len)?;
-        self.blocking(file, |tables| self.map.resolve_write(tables, pos, len))
-            .and_then(|placement| checked_placement(placement, pos, len))
+        let range = self.range(pos, len)?;
+        self.blocking(file, |tables| {
+            self.map.resolve_write(tables, range.start, range.span)
+        })
+        .and_then(|placement| range.cut_placement(placement))
     }
 
     fn blocking<T>(
@@ -313,16 +327,14 @@ impl Image {
         resolve(&tables)
     }
 
-    /// Cuts a guest range to the disk. A device never shows more, but a window may have been
-    /// shrunk while the request was on its way.
-    fn clamp(&self, pos: u64, len: u64) -> Result<u64> {
+    /// The sectors of the disk that a guest range touches.
+    pub(crate) fn range(&self, pos: u64, len: u64) -> Result<GuestRange> {
+        let outside = Error::Store(EIO.to_errno());
         if self.is_raw {
-            return Ok(len);
+            return Ok(GuestRange::whole(pos, len));
         }
-        match self.disk.size.checked_sub(pos) {
-            Some(left) if left > 0 => Ok(min(len, left)),
-            _ => Err(Error::Store(EIO.to_errno())),
-        }
+        let left = self.disk.size.checked_sub(pos).ok_or(outside)?;
+        GuestRange::in_sectors(pos, min(len, left)).ok_or(outside)
     }
 
     /// The last writer goes: gives back what was reserved, and makes everything durable.
@@ -330,7 +342,7 @@ impl Image {
         if self.is_raw || self.is_poisoned() {
             return;
         }
-        let mut tables = LockedTables::new(self, file);
+        let mut tables = LockedTables::new(self, file, &mut allocation.sector);
         if let Err(error) = allocation.alloc.close(&mut tables) {
             self.report(&error);
         }
@@ -349,32 +361,87 @@ impl Drop for Change<'_> {
     }
 }
 
-/// A parser's answer is not trusted to make progress or to stay within what was asked.
-fn checked_extent(extent: Extent, limit: u64) -> Result<Extent> {
-    let (Extent::Data { len, .. } | Extent::Zero { len }) = extent;
-    if len == 0 || len > limit {
-        return Err(Error::malformed(
-            "parser resolved to an impossible extent",
-            0,
-        ));
-    }
-    Ok(extent)
+/// A guest range as parsers see it: whole sectors of the disk. A window may begin anywhere in a
+/// sector, and so may what a request asks for.
+pub(crate) struct GuestRange {
+    /// Start of the first sector.
+    pub(crate) start: u64,
+    /// Length up to the end of the last sector.
+    pub(crate) span: u64,
+    /// Bytes of the first sector that were not asked for.
+    skip: u64,
+    /// What was asked for.
+    len: u64,
 }
 
-fn checked_placement(placement: Placement, at: u64, limit: u64) -> Result<Placement> {
-    let good = match placement {
-        Placement::InPlace { len, .. } => len > 0 && len <= limit,
-        Placement::Allocate { pos, len } => {
-            pos <= at && pos.checked_add(len).is_some_and(|end| end > at)
+impl GuestRange {
+    /// Raw files have no sectors.
+    const fn whole(pos: u64, len: u64) -> Self {
+        Self {
+            start: pos,
+            span: len,
+            skip: 0,
+            len,
         }
-    };
-    if !good {
-        return Err(Error::malformed(
-            "parser resolved to an impossible place",
-            0,
-        ));
     }
-    Ok(placement)
+
+    fn in_sectors(pos: u64, len: u64) -> Option<Self> {
+        let skip = pos % SECTOR_SIZE;
+        let span = skip
+            .checked_add(len)?
+            .checked_next_multiple_of(SECTOR_SIZE)?;
+        (len > 0).then_some(Self {
+            start: pos.saturating_sub(skip),
+            span,
+            skip,
+            len,
+        })
+    }
+
+    /// How many of `len` bytes from `start` on were asked for. A parser is not trusted to make
+    /// progress or to stay within what it was asked.
+    fn cut(&self, len: u64) -> Result<u64> {
+        match len.checked_sub(self.skip) {
+            Some(left) if left > 0 && len <= self.span => Ok(min(left, self.len)),
+            _ => Err(Error::malformed(
+                "parser resolved to an impossible extent",
+                0,
+            )),
+        }
+    }
+
+    fn skip(&self, offset: u64) -> Result<u64> {
+        let past_end = Error::malformed("extent past the end of the address space", offset);
+        offset.checked_add(self.skip).ok_or(past_end)
+    }
+
+    fn cut_extent(&self, extent: Extent) -> Result<Extent> {
+        Ok(match extent {
+            Extent::Data { offset, len } => Extent::Data {
+                offset: self.skip(offset)?,
+                len: self.cut(len)?,
+            },
+            Extent::Zero { len } => Extent::Zero {
+                len: self.cut(len)?,
+            },
+        })
+    }
+
+    fn cut_placement(&self, placement: Placement) -> Result<Placement> {
+        match placement {
+            Placement::InPlace { offset, len } => Ok(Placement::InPlace {
+                offset: self.skip(offset)?,
+                len: self.cut(len)?,
+            }),
+            Placement::Allocate { pos, len } => {
+                let end = pos.checked_add(len);
+                if pos > self.start || end.is_none_or(|end| end <= self.start) {
+                    return Err(Error::malformed("parser resolved to an impossible unit", 0));
+                }
+                Ok(placement)
+            }
+        }
+    }
 }
 
 struct ListedImage {

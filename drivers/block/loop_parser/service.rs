@@ -16,8 +16,7 @@ use crate::{
     contract::{
         Error,
         Extent,
-        Placement,
-        SECTOR_SIZE, //
+        Placement, //
     },
     device::{
         Binding,
@@ -43,8 +42,6 @@ type LoopRequest = Request<Device>;
 
 /// Longest read that is served in the submitter's context, in bytes.
 const CACHED_LIMIT: u32 = 64 << 10;
-
-const SECTOR: usize = SECTOR_SIZE as usize;
 
 /// How often an I/O to the backing file that failed for a passing reason is tried.
 const ATTEMPTS: u32 = 3;
@@ -168,8 +165,7 @@ fn refuse_here(request: LoopRequest, error: Error) -> Step {
 
 /// Moves on behind what an I/O has moved, or ends the request with its error.
 fn settle(request: LoopRequest, moved: Result<usize>) -> Step {
-    // A file that ends within a sector ends before it.
-    match moved.map(|count| count - count % SECTOR) {
+    match moved {
         Ok(0) => {
             // The file ends here. As with the C driver, the rest reads as zero and fails.
             if request.op() == Op::Read {

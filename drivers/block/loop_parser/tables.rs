@@ -9,7 +9,8 @@ use crate::{
         Error,
         Result,
         Tables,
-        TablesMut, //
+        TablesMut,
+        SECTOR_SIZE, //
     },
     image::Image,
     sys::{
@@ -65,16 +66,24 @@ impl Tables for FileTables<'_> {
     }
 }
 
+/// One sector of scratch memory.
+pub(crate) type Sector = [u8; SECTOR_SIZE as usize];
+
 /// Loads and stores under the image's mutex.
 pub(crate) struct LockedTables<'a> {
     image: &'a Image,
     file: &'a BackingFile,
+    sector: &'a mut Sector,
 }
 
 impl<'a> LockedTables<'a> {
-    /// Only [`Image`] makes these, with its mutex held.
-    pub(crate) fn new(image: &'a Image, file: &'a BackingFile) -> Self {
-        Self { image, file }
+    /// For those who hold the image's mutex, which `sector` is the proof of.
+    pub(crate) fn new(image: &'a Image, file: &'a BackingFile, sector: &'a mut Sector) -> Self {
+        Self {
+            image,
+            file,
+            sector,
+        }
     }
 
     /// Runs a change of the file: apart from direct writes in flight, and with lockless readers
@@ -112,6 +121,15 @@ impl TablesMut for LockedTables<'_> {
 
     fn fill(&mut self, offset: u64, len: u64, byte: u8) -> Result {
         self.change(|| io::fill(self.file, offset, len, byte))
+    }
+
+    fn copy_sector(&mut self, from: u64, len: u64, to: u64) -> Result {
+        self.sector.fill(0);
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let part = self.sector.get_mut(..len);
+        let part = part.ok_or(Error::Store(EINVAL.to_errno()))?;
+        io::read_exact(self.file, from, part).map_err(store_error)?;
+        self.change(|| io::write_all(self.file, to, &self.sector[..]))
     }
 
     fn sync(&mut self) -> Result {

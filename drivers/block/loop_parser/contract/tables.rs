@@ -66,6 +66,11 @@ pub trait TablesMut: Tables {
     /// Stores `len` times `byte` at host offset `offset`.
     fn fill(&mut self, offset: u64, len: u64, byte: u8) -> Result;
 
+    /// Stores a whole sector at host offset `to`, at once: the `len` bytes (at most 512) at `from`,
+    /// then zeros. For header-level sectors that must not be torn by being put together in pieces;
+    /// parsers have no buffer of that size on the stack of the I/O path.
+    fn copy_sector(&mut self, from: u64, len: u64, to: u64) -> Result;
+
     /// Makes everything stored so far durable, file size included. A failure is final: the driver
     /// makes the image read-only.
     fn sync(&mut self) -> Result;

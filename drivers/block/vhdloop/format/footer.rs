@@ -339,18 +339,13 @@ fn end_damage(end: &Candidate) -> Option<Fault> {
 /// # Errors
 ///
 /// [`Error::Malformed`] if the footer at `from` is not good (any more).
+// Not inlined: `reserve`, at the end of all this, would need too much stack.
 #[inline(never)]
 pub(super) fn copy<T: TablesMut + ?Sized>(tables: &mut T, from: Place, to: u64) -> Result {
-    // The only 512-byte buffer in this parser: sectors must not be torn by our own stores.
-    let mut bytes = [0; 512];
-    let len = usize::try_from(from.len).unwrap_or(bytes.len());
-    if let Some(part) = bytes.get_mut(..len) {
-        tables.load(from.at, part)?;
+    if !Candidate::load(tables, from)?.is_good_copy() {
+        return Err(Error::malformed("no good VHD footer is left", from.at));
     }
-    match Candidate::from_bytes(from, &bytes) {
-        Some(candidate) if candidate.is_good_copy() => tables.store(to, &bytes),
-        _ => Err(Error::malformed("no good VHD footer is left", from.at)),
-    }
+    tables.copy_sector(from.at, from.len, to)
 }
 
 /// Makes the footer copy at 0 good and durable, from the footer at the end if need be.

@@ -407,6 +407,13 @@ impl TablesMut for Store {
         }
     }
 
+    fn copy_sector(&mut self, from: u64, len: u64, to: u64) -> Result {
+        let mut sector = [0; 512];
+        let len = usize::try_from(len).expect("more than a sector");
+        self.load(from, &mut sector[..len])?;
+        self.store(to, &sector)
+    }
+
     fn sync(&mut self) -> Result {
         self.syncs += 1;
         if self.sync_fails {

@@ -434,6 +434,13 @@ impl TablesMut for Chaos {
         Ok(())
     }
 
+    fn copy_sector(&mut self, from: u64, len: u64, to: u64) -> Result {
+        let mut sector = [0; 512];
+        let len = usize::try_from(len).expect("more than a sector");
+        self.load(from, &mut sector[..len])?;
+        self.store(to, &sector)
+    }
+
     fn sync(&mut self) -> Result {
         if self.is_honest() {
             Ok(())
