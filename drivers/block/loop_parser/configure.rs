@@ -154,10 +154,11 @@ pub(crate) fn open_image(
     let parser = select(file, choice, device.number())?;
     // What is logged below is part of the parser's module.
     let pinned = parser.again()?;
-    let user = ImageUser::open(file, parser, choice, writable).map_err(|error| {
-        refused(device, pinned.name, &error);
-        Error::from_errno(error.to_errno())
-    })?;
+    let user =
+        ImageUser::open(file, parser, choice, writable, device.number()).map_err(|error| {
+            refused(device, pinned.name, &error);
+            Error::from_errno(error.to_errno())
+        })?;
     Ok(AttachedFile {
         user,
         file: file.clone(),

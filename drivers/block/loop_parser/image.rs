@@ -90,6 +90,8 @@ pub(crate) struct Allocation {
 #[pin_data]
 pub(crate) struct Image {
     key: usize,
+    /// The device that attached it first, for log lines.
+    number: u32,
     choice: Choice,
     disk: Disk,
     warning: Option<Fault>,
@@ -126,6 +128,7 @@ impl Image {
         parser: BoundParser,
         choice: &Choice,
         writable: bool,
+        number: u32,
     ) -> Result<Arc<Self>> {
         let peekable = file.is_peekable();
         let request = AttachRequest {
@@ -139,6 +142,7 @@ impl Image {
         let sector = KBox::new([0; SECTOR_SIZE as usize], GFP_KERNEL).map_err(no_memory)?;
         let image = pin_init!(Self {
             key: file.inode_key(),
+            number,
             choice: *choice,
             disk: attached.disk,
             warning: attached.warning,
@@ -202,7 +206,8 @@ impl Image {
     fn poison(&self, why: &str, error: kernel::error::Error) {
         if !self.poisoned.xchg(true, Full) {
             pr_err!(
-                "{} image: {why} failed ({error:?}); read-only until it is attached again\n",
+                "loop{}: {}: {why} failed ({error:?}); read-only until it is attached again\n",
+                self.number,
                 self.parser_name()
             );
         }
@@ -236,7 +241,8 @@ impl Image {
         };
         if !self.reported.xchg(true, Full) {
             pr_err!(
-                "{} image: {} at byte {}: I/O error\n",
+                "loop{}: {}: {} at byte {}: I/O error\n",
+                self.number,
                 self.parser_name(),
                 fault.what,
                 fault.at
@@ -587,6 +593,7 @@ impl ImageUser {
         parser: BoundParser,
         choice: &Choice,
         writable: bool,
+        number: u32,
     ) -> Result<Self> {
         let store = |error: kernel::error::Error| Error::Store(error.to_errno());
         if parser.name != raw::NAME && !file.is_readable() {
@@ -602,11 +609,11 @@ impl ImageUser {
                 // Others have it attached, but perhaps only for reading, and then the parser has
                 // not been asked yet whether this image can be written.
                 if writable {
-                    Image::attach(file, parser, choice, writable)?;
+                    Image::attach(file, parser, choice, writable, number)?;
                 }
                 return Ok(user);
             }
-            None => Image::attach(file, parser, choice, writable)?,
+            None => Image::attach(file, parser, choice, writable, number)?,
         };
         let mut list = IMAGES.lock();
         // Somebody may have been faster.
