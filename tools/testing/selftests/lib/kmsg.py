@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The kernel log during one test: what may appear in it, what must, and nothing else."""
+
+import errno
+import os
+import re
+
+WARNING = 4
+
+# Lines about loop devices, and lines of warning level or worse, that are as they should be. Any
+# other such line fails the test that it appears in.
+ALWAYS_FINE = [
+    r"loop\d+: detected capacity change from \d+ to \d+",
+    r" ?loop\d+:( p\d+( <[p0-9 ]*>)?)*",
+    r"loop: module loaded",
+    r"loop\d+: vhd (dynamic|fixed) image, \d+ bytes, (read-only|read-write)",
+    r"EXT4-fs \((loop|ram)\d+(p\d+)?\): (un)?mount(ed|ing) filesystem .*",
+    r"(loop|vhdloop): loading out-of-tree module taints kernel\.",
+    r"(loop|vhdloop): module verification failed: .*",
+    r"brd: module (un)?loaded",
+    r"set_capacity_and_notify: \d+ callbacks suppressed",
+    # What a busy host does to an emulated guest.
+    r"clocksource: .*",
+    r"hrtimer: interrupt took .*",
+    r"perf: interrupt took too long .*",
+    r"workqueue: (?!loop)\S+ hogged CPU .*",
+]
+
+# A record's first line; what follows it (a dictionary) is of no interest.
+RECORD = re.compile(r"(\d+),\d+,\d+,[^;]*;(.*)")
+# In front of a device's name, the module's does not matter.
+MODULE_PREFIX = re.compile(r"^loop: (?=loop\d)")
+
+
+class Log:
+    """Kernel log lines that came after this object was made."""
+
+    def __init__(self):
+        self.expected = []
+        self.allowed = [re.compile(pattern) for pattern in ALWAYS_FINE]
+        self.file = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+        os.lseek(self.file, 0, os.SEEK_END)
+        self.lines = []
+
+    def expect(self, pattern, count=1):
+        """Exactly `count` lines will match the whole of `pattern`."""
+        self.expected.append((re.compile(pattern), count))
+
+    def allow(self, pattern):
+        """Lines that match the whole of `pattern` are fine, whether or not they come."""
+        self.allowed.append(re.compile(pattern))
+
+    def read(self):
+        """All lines so far as (level, text)."""
+        while True:
+            try:
+                record = os.read(self.file, 8192).decode(errors="replace")
+            except BlockingIOError:
+                return self.lines
+            except OSError as error:
+                if error.errno == errno.EPIPE:
+                    self.lines.append((0, "the test lost kernel log lines"))
+                    continue
+                raise
+            match = RECORD.match(record)
+            text = MODULE_PREFIX.sub("", match.group(2))
+            self.lines.append((int(match.group(1)) & 7, text))
+
+    def matching(self, pattern):
+        """The lines so far that match the whole of `pattern`."""
+        regex = re.compile(pattern)
+        return [text for _, text in self.read() if regex.fullmatch(text)]
+
+    def problems(self):
+        """Closes the log and says what is missing from it or should not be there."""
+        lines = [(level, text) for level, text in self.read() if self.notable(level, text)]
+        os.close(self.file)
+        found = []
+        for regex, count in self.expected:
+            hits = [line for line in lines if regex.fullmatch(line[1])]
+            lines = [line for line in lines if line not in hits]
+            if len(hits) != count:
+                found.append(f"{len(hits)} log lines match '{regex.pattern}', expected {count}")
+                found.extend(f"  {text}" for _, text in hits)
+        found.extend(f"unexpected in the kernel log: {text}" for _, text in lines
+                     if not any(regex.fullmatch(text) for regex in self.allowed))
+        return found
+
+    def notable(self, level, text):
+        """Whether a line has to be accounted for."""
+        return (level <= WARNING or "loop" in text
+                or any(regex.fullmatch(text) for regex, _ in self.expected))

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The machine around the loop driver: programs, mounts, modules, a block device in memory."""
+
+import contextlib
+import glob
+import os
+import subprocess
+import time
+
+SCRATCH = "/run/loop-selftests"
+RAM_DISK = "/dev/ram0"
+
+
+class CommandError(Exception):
+    """A program failed."""
+
+    def __init__(self, done):
+        self.status = done.returncode
+        self.output = done.stdout + done.stderr
+        super().__init__(f"{' '.join(done.args)}: exit status {self.status}: {self.output.strip()}")
+
+
+def run(*args, text=None, env=None):
+    """Runs a program and returns what it printed; raises CommandError if it failed."""
+    done = attempt(*args, text=text, env=env)
+    if done.returncode:
+        raise CommandError(done)
+    return done.stdout
+
+
+def attempt(*args, text=None, env=None):
+    """Runs a program and returns the CompletedProcess, whatever its status."""
+    full_env = {**os.environ, "LC_ALL": "C.UTF-8", **(env or {})}
+    return subprocess.run(args, input=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          encoding="utf-8", errors="replace", env=full_env, check=False)
+
+
+def scratch():
+    """The folder that tests make their own folders in."""
+    return SCRATCH
+
+
+@contextlib.contextmanager
+def scratch_mounted():
+    """A fresh tmpfs at SCRATCH while the suite runs.
+
+    The guest's root is an overlay, on which the driver never takes its fast path.
+    """
+    os.makedirs(SCRATCH, exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", "size=90%", "tmpfs", SCRATCH)
+    try:
+        yield
+    finally:
+        run("umount", SCRATCH)
+
+
+def unmount_if_mounted(point):
+    """Unmounts all that is mounted at `point`."""
+    while os.path.ismount(point):
+        run("umount", point)
+
+
+def wait_until(condition, what, seconds=20):
+    """Waits for something that happens soon but not at once."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"gave up waiting until {what}")
+        time.sleep(0.02)
+
+
+def ram_disk(mebibytes):
+    """An empty block device in memory (brd)."""
+    run("modprobe", "brd", "rd_nr=1", f"rd_size={mebibytes << 10}")
+    wait_until(lambda: os.path.exists(RAM_DISK), f"{RAM_DISK} is there")
+    return RAM_DISK
+
+
+def remove_ram_disk():
+    """Frees the memory of ram_disk()."""
+    wait_until(lambda: attempt("rmmod", "brd").returncode == 0, "brd is not in use")
+
+
+def loaded(module):
+    """Whether a module is loaded."""
+    return os.path.isdir(f"/sys/module/{module}")
+
+
+def references(module):
+    """How many references keep a module from being unloaded."""
+    with open(f"/sys/module/{module}/refcnt", encoding="ascii") as file:
+        return int(file.read())
+
+
+def stock_loop():
+    """The distribution's loop.ko."""
+    found = glob.glob(f"/lib/modules/{os.uname().release}/kernel/drivers/block/loop.ko*")
+    if len(found) != 1:
+        raise FileNotFoundError("the distribution's loop.ko")
+    return found[0]
+
+
+def our_loop():
+    """Our loop.ko, or None if it is not installed."""
+    path = f"/lib/modules/{os.uname().release}/updates/loop.ko"
+    return path if os.path.exists(path) else None
+
+
+def unload_loop():
+    """Unloads the loop driver, whichever it is, and its parsers."""
+    for module in ("vhdloop", "loop"):
+        if loaded(module):
+            run("rmmod", module)
+
+
+def load_loop(driver="ours", *params):
+    """Loads the loop driver: "ours", as a user does, or "stock"."""
+    if driver == "ours":
+        run("modprobe", "loop", *params)
+        if not os.path.exists("/sys/module/loop/parameters/autodetect"):
+            raise FileNotFoundError("modprobe loop did not load our loop.ko")
+    else:
+        run("insmod", stock_loop(), *params)
+    wait_until(lambda: os.path.exists("/dev/loop-control"), "/dev/loop-control is there")
+
+
+def driver_in_use():
+    """ "ours", "stock", or None if there is no loop driver."""
+    if not loaded("loop"):
+        return None
+    ours = os.path.exists("/sys/module/loop/parameters/autodetect")
+    return "ours" if ours else "stock"
+
+
+@contextlib.contextmanager
+def udev_running():
+    """udevd as on any machine: it looks at every device that appears or changes."""
+    start_udev()
+    yield
+    settle()
+
+
+@contextlib.contextmanager
+def udev_stopped():
+    """No udevd: nobody but the test opens a device, and nothing has to be waited for."""
+    stop_udev()
+    yield
+
+
+def start_udev():
+    """Starts udevd unless it runs."""
+    if not udev_runs():
+        run("/usr/lib/systemd/systemd-udevd", "--daemon")
+
+
+def stop_udev():
+    """Ends udevd once it has done what it was told to."""
+    if udev_runs():
+        settle()
+        run("udevadm", "control", "--exit")
+        wait_until(lambda: not udev_runs(), "udevd has ended")
+
+
+def udev_runs():
+    """Whether udevd is there and answers."""
+    return attempt("udevadm", "control", "--ping", "--timeout=30").returncode == 0
+
+
+def settle():
+    """Waits until udevd has done what it was told to."""
+    run("udevadm", "settle", "--timeout=60")

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Reads fixed and dynamic VHDs the slow and obvious way, as the specification says.
+
+The oracle for what qemu-img gets wrong: it ignores clear bitmap bits of dynamic images.
+"""
+
+import os
+
+from lib import vhd
+
+SECTOR = vhd.SECTOR
+
+
+class Broken(Exception):
+    """The file is not what it should be."""
+
+
+class Reader:
+    """A VHD file, opened for reading."""
+
+    def __init__(self, path):
+        with open(path, "rb") as file:
+            self.raw = file.fileno()
+            self.raw = os.dup(self.raw)
+        self.file_size = os.fstat(self.raw).st_size
+        self.footer = self.find_footer()
+        self.kind = self.field(self.footer, 60, 4)
+        self.block_size = self.max_entries = self.table = 0
+        if self.kind == vhd.DYNAMIC:
+            self.read_header()
+        self.size = self.guest_size()
+
+    def close(self):
+        """Closes the file."""
+        os.close(self.raw)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    @staticmethod
+    def field(raw, at, length):
+        """A big-endian number."""
+        return int.from_bytes(raw[at:at + length], "big")
+
+    def bytes_at(self, pos, length):
+        """Bytes of the file; it is an error if it ends before."""
+        data = os.pread(self.raw, length, pos)
+        if len(data) != length:
+            raise Broken(f"{length} bytes at {pos} reach past the end of the file")
+        return data
+
+    def find_footer(self):
+        """The copy at 0 if it is good, or else the footer at the end."""
+        length = SECTOR - 1 if self.file_size % SECTOR == SECTOR - 1 else SECTOR
+        for pos, size in ((0, SECTOR), (self.file_size - length, length)):
+            raw = self.bytes_at(pos, size).ljust(SECTOR, b"\0")
+            if raw[:8] == b"conectix" and self.field(raw, 64, 4) == vhd.checksum(raw, 64):
+                return raw
+        raise Broken("no good footer")
+
+    def read_header(self):
+        """The dynamic header."""
+        header = self.bytes_at(self.field(self.footer, 16, 8), 1024)
+        if header[:8] != b"cxsparse" or self.field(header, 36, 4) != vhd.checksum(header, 36):
+            raise Broken("bad dynamic header")
+        self.table = self.field(header, 16, 8)
+        self.max_entries = self.field(header, 28, 4)
+        self.block_size = self.field(header, 32, 4)
+
+    def guest_size(self):
+        """By creator: what the geometry says, or current_size."""
+        current = self.field(self.footer, 48, 8)
+        chs = tuple(self.field(self.footer, at, size) for at, size in ((56, 2), (58, 1), (59, 1)))
+        covered = (self.max_entries * self.block_size if self.kind == vhd.DYNAMIC
+                   else self.file_size - SECTOR)
+        by_chs = vhd.geometry_size(chs)
+        if self.footer[28:32] in (b"vpc ", b"qemu") and chs != vhd.MAX_GEOMETRY \
+                and 0 < by_chs <= covered:
+            return by_chs
+        return current
+
+    def entry(self, block):
+        """The host offset of a block's bitmap, or None."""
+        sector = self.field(self.bytes_at(self.table + block * 4, 4), 0, 4)
+        return None if sector == vhd.UNUSED else sector * SECTOR
+
+    def blocks(self):
+        """The numbers of all allocated blocks and their host offsets."""
+        table = self.bytes_at(self.table, self.max_entries * 4)
+        for block in range(self.max_entries):
+            if (sector := self.field(table, block * 4, 4)) != vhd.UNUSED:
+                yield block, sector * SECTOR
+
+    def read_block(self, block):
+        """A whole block as the guest sees it."""
+        place = self.entry(block)
+        if place is None:
+            return bytes(self.block_size)
+        head = vhd.bitmap_sectors(self.block_size) * SECTOR
+        bitmap = self.bytes_at(place, head)
+        data = self.bytes_at(place + head, self.block_size)
+        sectors = self.block_size // SECTOR
+        if all(byte == 0xFF for byte in bitmap[:sectors // 8]) and sectors % 8 == 0:
+            return data
+        return b"".join(
+            data[s * SECTOR:(s + 1) * SECTOR] if bitmap[s // 8] & 0x80 >> s % 8 else bytes(SECTOR)
+            for s in range(sectors))
+
+    def read(self, pos, length):
+        """A range of the guest disk."""
+        if self.kind != vhd.DYNAMIC:
+            return self.bytes_at(pos, length)
+        parts = []
+        while length:
+            block, start = divmod(pos, self.block_size)
+            part = self.read_block(block)[start:start + length]
+            parts.append(part)
+            pos += len(part)
+            length -= len(part)
+        return b"".join(parts)
+
+    def check(self):
+        """Fails unless the file is sound: both footers good and equal, nothing overlaps."""
+        length = len(self.footer)
+        if self.bytes_at(self.file_size - length, length) != self.footer:
+            raise Broken("the footer at the end differs from the one used")
+        if self.kind != vhd.DYNAMIC:
+            return
+        if self.bytes_at(0, SECTOR) != self.footer:
+            raise Broken("the footer copy at 0 differs")
+        used = [(0, SECTOR), (self.field(self.footer, 16, 8), 1024),
+                (self.table, self.max_entries * 4), (self.file_size - SECTOR, SECTOR)]
+        whole = vhd.bitmap_sectors(self.block_size) * SECTOR + self.block_size
+        used += [(place, whole) for _, place in self.blocks()]
+        used.sort()
+        for (start, size), (following, _) in zip(used, used[1:]):
+            if start + size > following:
+                raise Broken(f"{size} bytes at {start} reach into what begins at {following}")
+
+
+def guest_of(path):
+    """The whole guest disk; the file must be sound."""
+    with Reader(path) as reader:
+        reader.check()
+        return reader.read(0, reader.size)
