@@ -216,6 +216,8 @@ def capacity_option(t):
     equal(loop.size(), MIB, "size before")
     run("losetup", "-c", loop.path)
     same_bytes(loop.read(0, 4 * MIB), data + data, "device after growing")
+    # udevd may be reading what is being cut off.
+    t.allow_log(r"(Buffer )?I/O error.* dev loop\d+.*")
     os.truncate(t.path("a"), MIB // 2)
     run("losetup", "-c", loop.path)
     same_bytes(loop.read(0, 4 * MIB), data[:MIB // 2], "device after shrinking")

@@ -55,9 +55,12 @@ def scratch_mounted():
 
 
 def unmount_if_mounted(point):
-    """Unmounts all that is mounted at `point`."""
+    """Unmounts all that is mounted at `point`.
+
+    A loop device that udevd is looking at keeps its file open until udevd has done so.
+    """
     while os.path.ismount(point):
-        run("umount", point)
+        wait_until(lambda: attempt("umount", point).returncode == 0, f"{point} is not in use")
 
 
 def wait_until(condition, what, seconds=20):
