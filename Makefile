@@ -16,8 +16,9 @@ unexport MO
 # Recipes are short sequences of programs: a failing one ends them.
 .SHELLFLAGS := -ec
 
-# The scripts read these, from the command line or the environment.
-export KDIR KERNEL RUSTC INSTALL_MOD_PATH INSTALL_MOD_DIR
+# The scripts read KDIR, KERNEL, RUSTC, INSTALL_MOD_PATH and INSTALL_MOD_DIR, which
+# make passes on if they are given. They are not exported here: that would pass on
+# an empty RUSTC, which cargo takes for the name of a compiler.
 
 Q := $(if $(filter 1 2,$(V)),,@)
 
