@@ -111,7 +111,7 @@ def new_blocks(t):
             device.write(MIB - 512, b"x" * MIB)
         loop.detach()
 
-    steady(cycle)
+    steady(cycle, CYCLES // 2)
 
 
 @suite.test
@@ -198,7 +198,7 @@ def file_is_let_go_after_a_refusal(t):
 def modules_reload(t):
     """Loading, using and unloading, many times."""
     path = vhd.Dynamic(8 * MIB).write(t.path("a.vhd"))
-    steady(lambda _: reload_and_use(path), 10)
+    steady(lambda _: reload_and_use(path), 6)
     ensure(system.loaded("loop"), "loop is not loaded")
 
 

@@ -183,8 +183,7 @@ def max_part_parameter(t):
         t.record("parameter", blockio.content("/sys/module/loop/parameters/max_part"))
 
 
-@suite.cases(default=(), max_loop_3=("max_loop=3",), max_loop_0=("max_loop=0",),
-             max_part_200=("max_part=200",))
+@suite.cases(default=(), max_loop_3=("max_loop=3",), max_part_200=("max_part=200",))
 def devices_at_load(t, params):
     with loaded_with(*params):
         names = (name for name in os.listdir("/sys/block") if name.startswith("loop"))
@@ -193,7 +192,7 @@ def devices_at_load(t, params):
             t.record(name, blockio.content(f"/sys/module/loop/parameters/{name}"))
 
 
-@suite.cases(depth_16="16", depth_1="1", depth_1024="1024")
+@suite.cases(depth_16="16", depth_1="1")
 def hw_queue_depth_parameter(t, depth):
     path = blockio.make_sparse(t.path("a"), MIB)
     with loaded_with(f"hw_queue_depth={depth}"):

@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import lzma
 import os
 import random
 
@@ -86,14 +85,9 @@ class Sample:
     def unpack(self, t):
         """The unpacked file in the test's folder."""
         path = t.path(self.name)
-        with lzma.open(os.path.join(SAMPLES, f"{self.name}.xz")) as packed, \
-                open(path, "wb") as file:
-            while piece := packed.read(MIB):
-                if piece.count(0) == len(piece):
-                    file.seek(len(piece), os.SEEK_CUR)
-                else:
-                    file.write(piece)
-            file.truncate()
+        packed = os.path.join(SAMPLES, f"{self.name}.xz")
+        # xz leaves holes where there are zeros.
+        run("sh", "-c", 'xz -dc "$1" >"$2"', "sh", packed, path)
         return path
 
 

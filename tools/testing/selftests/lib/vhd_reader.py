@@ -5,6 +5,7 @@ The oracle for what qemu-img gets wrong: it ignores clear bitmap bits of dynamic
 """
 
 import os
+import struct
 
 from lib import vhd
 
@@ -90,9 +91,13 @@ class Reader:
     def blocks(self):
         """The numbers of all allocated blocks and their host offsets."""
         table = self.bytes_at(self.table, self.max_entries * 4)
-        for block in range(self.max_entries):
-            if (sector := self.field(table, block * 4, 4)) != vhd.UNUSED:
-                yield block, sector * SECTOR
+        for first in range(0, self.max_entries, 1024):
+            part = table[first * 4:(first + 1024) * 4]
+            if part.count(0xFF) == len(part):
+                continue
+            for block, (sector,) in enumerate(struct.iter_unpack(">I", part), first):
+                if sector != vhd.UNUSED:
+                    yield block, sector * SECTOR
 
     def read_block(self, block):
         """A whole block as the guest sees it."""
