@@ -6,7 +6,7 @@ import errno
 import os
 
 from lib import blockio, images, loopdev, system, vhd_reader
-from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
+from lib.ktap import Suite, equal, fails_with, same_bytes
 from lib.system import run
 
 MIB = 1 << 20
