@@ -260,6 +260,22 @@ def direct_io_switched_while_bound(t):
 
 
 @suite.test
+def block_device(t):
+    disk = t.ram_disk(16)
+    loop = t.losetup("-o", str(MIB), disk)
+    equal(loop.size(), 15 * MIB, "size")
+    equal(listed(loop, "BACK-FILE")["back-file"], disk, "BACK-FILE column")
+    run("mkfs.ext4", "-q", loop.path)
+    point = t.mount(loop.path)
+    data = blockio.make_file(os.path.join(point, "file"), MIB)
+    run("umount", point)
+    run("losetup", "-d", loop.path)
+    system.settle()
+    point = t.mount(disk, "-o", f"loop,ro,offset={MIB}")
+    same_bytes(blockio.content(os.path.join(point, "file")), data, "file after another attach")
+
+
+@suite.test
 def attaching_a_bound_device_is_busy(t):
     blockio.make_sparse(t.path("a"), MIB)
     loop = t.attach(t.path("a"))
