@@ -85,7 +85,7 @@ rustfmtcheck:
 
 .PHONY: stackcheck
 stackcheck: modules
-	$(Q)$(kernel) run tools/build/stackcheck $(built)/drivers/block/*loop.ko
+	$(Q)$(kernel) run tools/build/stackcheck $(built)/drivers/block/*.ko
 
 .PHONY: rust-analyzer
 rust-analyzer: modules

@@ -133,7 +133,7 @@ impl Attribute<Device> for Parser {
         match config.bound() {
             Ok(attached) => emit_name(page, attached.user.image().parser_name()),
             Err(_) => {
-                let choice = config.choice.unwrap_or_else(Choice::default);
+                let choice = device.choice(config);
                 emit_name(page, choice.text())
             }
         }

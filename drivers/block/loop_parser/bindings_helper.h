@@ -39,6 +39,7 @@ const unsigned int LP_DISK_MAX_PARTS = DISK_MAX_PARTS;
 const unsigned int LP_MINORBITS = MINORBITS;
 const unsigned int LP_LOOP_MAJOR = LOOP_MAJOR;
 const unsigned int LP_LOOP_CTRL_MINOR = LOOP_CTRL_MINOR;
+const unsigned int LP_MISC_DYNAMIC_MINOR = MISC_DYNAMIC_MINOR;
 const unsigned int LP_REQ_OP_MASK = REQ_OP_MASK;
 const unsigned int LP_REQ_NOUNMAP = (__force unsigned int)REQ_NOUNMAP;
 const unsigned int LP_REQ_NOWAIT = (__force unsigned int)REQ_NOWAIT;

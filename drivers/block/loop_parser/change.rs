@@ -9,11 +9,14 @@ use kernel::{
 
 use crate::{
     attributes,
+    chain::{
+        validate_file,
+        validation_lock,
+        Occasion, //
+    },
     configure::{
         open_image,
-        reread_partitions,
-        validate_file,
-        validation_lock, //
+        reread_partitions, //
     },
     device::{
         AttachedFile,
@@ -21,9 +24,7 @@ use crate::{
         Device, //
     },
     geometry::can_use_direct,
-    select::Choice,
     sys::{
-        bdev::BlockDevice,
         bindings::{
             LO_FLAGS_DIRECT_IO,
             LO_FLAGS_PARTSCAN,
@@ -35,11 +36,11 @@ use crate::{
 
 /// Puts the file `fd` in the place of the device's file. The device has to be read-only and the
 /// guest disk in the new file of the same size.
-pub(crate) fn change_fd(device: &Device, bdev: &BlockDevice, fd: u32) -> Result {
+pub(crate) fn change_fd(device: &Device, fd: u32) -> Result {
     let file = Arc::new(BackingFile::from_fd(fd)?, GFP_KERNEL)?;
     let disk = device.disk_ref();
     let changing = device.changing()?;
-    let result = change(device, bdev, &file);
+    let result = change(device, &file);
     drop(changing);
     disk.suppress_uevents(false);
     if matches!(result, Ok(true)) {
@@ -50,15 +51,15 @@ pub(crate) fn change_fd(device: &Device, bdev: &BlockDevice, fd: u32) -> Result 
 }
 
 /// Returns whether to look for partitions.
-fn change(device: &Device, bdev: &BlockDevice, file: &Arc<BackingFile>) -> Result<bool> {
+fn change(device: &Device, file: &Arc<BackingFile>) -> Result<bool> {
     let choice = {
         let config = device.config_killable()?;
         check(&config)?;
-        config.choice.unwrap_or_else(Choice::default)
+        device.choice(&config)
     };
     {
         let _validate = validation_lock(file);
-        validate_file(file, bdev)?;
+        validate_file(file, device, Occasion::Change)?;
     }
     // Whichever file is in here at the end is closed after the locks are gone: that can take the
     // `open_mutex` of another disk.
@@ -67,7 +68,7 @@ fn change(device: &Device, bdev: &BlockDevice, file: &Arc<BackingFile>) -> Resul
     device.disk_ref().suppress_uevents(true);
     let scan = {
         let _validate = validation_lock(file);
-        validate_file(file, bdev)?;
+        validate_file(file, device, Occasion::Change)?;
         let mut config = device.config_killable()?;
         check(&config)?;
         swap(device, &mut config, &mut other)?;

@@ -4,14 +4,16 @@
 
 use kernel::{
     prelude::*,
-    sync::{
-        Arc,
-        GlobalGuard, //
-    }, //
+    sync::Arc, //
 };
 
 use crate::{
     attributes,
+    chain::{
+        validate_file,
+        validation_lock,
+        Occasion, //
+    },
     contract::Error as ImageError,
     device::{
         AttachedFile,
@@ -39,17 +41,10 @@ use crate::{
             LO_FLAGS_AUTOCLEAR,
             LO_FLAGS_DIRECT_IO,
             LO_FLAGS_PARTSCAN,
-            LO_FLAGS_READ_ONLY,
-            LP_LOOP_MAJOR,
-            LP_MINORBITS, //
+            LO_FLAGS_READ_ONLY, //
         },
-        file::{
-            BackingFile,
-            Kind, //
-        },
-        globals::VALIDATE,
-        limits::LimitsUpdate,
-        module::ModuleRef, //
+        file::BackingFile,
+        limits::LimitsUpdate, //
     },
     unbind, //
 };
@@ -75,7 +70,7 @@ pub(crate) fn configure(
     } else {
         Some(bdev.claim()?)
     };
-    let choice = check(device, bdev, &file)?;
+    let choice = check(device, &file)?;
     if request.info.lo_flags & !SETTABLE != 0 {
         return Err(EINVAL);
     }
@@ -85,7 +80,7 @@ pub(crate) fn configure(
         flags |= LO_FLAGS_READ_ONLY;
     }
     let attached = open_image(device, &file, &choice, flags & LO_FLAGS_READ_ONLY == 0)?;
-    let scan = bind(device, bdev, attached, settings, flags, request.block_size)?;
+    let scan = bind(device, attached, settings, flags, request.block_size)?;
     if scan {
         reread_partitions(device);
     }
@@ -94,52 +89,17 @@ pub(crate) fn configure(
 }
 
 /// The checks that need no look into the file. Returns the parser that was chosen for the device.
-fn check(device: &Device, bdev: &BlockDevice, file: &BackingFile) -> Result<Choice> {
+fn check(device: &Device, file: &BackingFile) -> Result<Choice> {
     let choice = {
         let config = device.config_killable()?;
         if config.phase() != Phase::Unbound {
             return Err(EBUSY);
         }
-        config.choice.unwrap_or_else(Choice::default)
+        device.choice(&config)
     };
     let _validate = validation_lock(file);
-    validate_file(file, bdev)?;
+    validate_file(file, device, Occasion::Attach)?;
     Ok(choice)
-}
-
-/// `VALIDATE`, if the file is a loop device. Nobody else has to wait for anybody.
-pub(crate) fn validation_lock(file: &BackingFile) -> Option<GlobalGuard<VALIDATE>> {
-    let on_loop = file.block_device().is_some_and(is_loop);
-    on_loop.then(|| VALIDATE.lock())
-}
-
-/// Refuses files that lead back to the device itself, and what is neither a regular file nor a
-/// block device. The caller holds [`validation_lock`].
-pub(crate) fn validate_file(file: &BackingFile, bdev: &BlockDevice) -> Result {
-    let mut below: Option<Arc<BackingFile>> = None;
-    loop {
-        let current = below.as_deref().unwrap_or(file);
-        let Some(lower) = current.block_device().filter(|lower| is_loop(lower)) else {
-            break;
-        };
-        if lower.dev() == bdev.dev() {
-            return Err(EBADF);
-        }
-        let lower = lower.driver_data::<Device>().ok_or(EINVAL)?;
-        let next = match lower.config().bound() {
-            Ok(attached) => attached.file.clone(),
-            Err(_) => return Err(EINVAL),
-        };
-        below = Some(next);
-    }
-    match file.kind() {
-        Kind::Regular | Kind::Block => Ok(()),
-        Kind::Other => Err(EINVAL),
-    }
-}
-
-fn is_loop(bdev: &BlockDevice) -> bool {
-    bdev.dev() >> LP_MINORBITS == LP_LOOP_MAJOR
 }
 
 /// Finds the parser and lets it attach the image. Takes no lock of the device: a module may have to
@@ -150,8 +110,8 @@ pub(crate) fn open_image(
     choice: &Choice,
     writable: bool,
 ) -> Result<AttachedFile> {
-    let module = ModuleRef::try_get(crate::this_module()).ok_or(ENODEV)?;
-    let parser = select(file, choice, device.number())?;
+    let module = device.instance().pin_module().ok_or(ENODEV)?;
+    let parser = select(file, choice, device)?;
     // What is logged below is part of the parser's module.
     let pinned = parser.again()?;
     let user =
@@ -194,14 +154,13 @@ fn refused(device: &Device, parser: &CStr, error: &ImageError) {
 /// Binds the device to an attached image. Returns whether to look for partitions.
 fn bind(
     device: &Device,
-    bdev: &BlockDevice,
     attached: AttachedFile,
     settings: Settings,
     flags: u32,
     block_size: u32,
 ) -> Result<bool> {
     let validate = validation_lock(&attached.file);
-    validate_file(&attached.file, bdev)?;
+    validate_file(&attached.file, device, Occasion::Attach)?;
     let mut config = device.config_killable()?;
     if config.phase() != Phase::Unbound {
         return Err(EBUSY);

@@ -4,7 +4,7 @@
 //!
 //! A parser never moves data. It *resolves* a guest range to an extent of the image file and leaves
 //! the bytes to the driver. Everything in this module is plain `core` Rust: no kernel, no `unsafe`,
-//! no allocation, no I/O. The same files are compiled into `loop.ko` and into the host test
+//! no allocation, no I/O. The same files are compiled into `loop_parser.ko` and into the host test
 //! workspace (`tools/testing/host`), so that a format can be tested, fuzzed and crash-tested
 //! without a kernel.
 //!

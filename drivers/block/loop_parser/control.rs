@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Devices coming and going: `/dev/loop-control`, on-demand creation, start and end.
+//! Devices coming and going: the control node, on-demand creation, start and end.
 
 use kernel::{
     prelude::*,
@@ -13,19 +13,18 @@ use crate::{
         Device,
         Phase, //
     },
-    driver_params,
+    instance::Instance,
     sys::{
         bindings::{
             LOOP_CTL_ADD,
             LOOP_CTL_GET_FREE,
-            LOOP_CTL_REMOVE,
-            LP_LOOP_MAJOR, //
+            LOOP_CTL_REMOVE, //
         },
         disk::{
             Address,
             Disk, //
         },
-        globals::DEVICES,
+        globals::INSTANCES,
         misc::ControlOps, //
     }, //
 };
@@ -39,15 +38,22 @@ struct Slot {
 }
 
 /// All devices, ordered by number.
-pub(crate) struct DeviceTable(KVec<Slot>);
+pub(crate) struct DeviceTable {
+    slots: KVec<Slot>,
+    /// The lowest number there is.
+    first: u32,
+}
 
 impl DeviceTable {
-    pub(crate) const fn new() -> Self {
-        Self(KVec::new())
+    pub(crate) const fn new(first: u32) -> Self {
+        Self {
+            slots: KVec::new(),
+            first,
+        }
     }
 
     fn find(&mut self, number: u32) -> Option<&mut Slot> {
-        self.0.iter_mut().find(|slot| slot.number == number)
+        self.slots.iter_mut().find(|slot| slot.number == number)
     }
 
     /// Takes `number`, or the lowest that is free. `EEXIST` if it is in use.
@@ -56,9 +62,9 @@ impl DeviceTable {
             Some(number) => number,
             None => self.lowest_free()?,
         };
-        let at = self.0.iter().position(|slot| slot.number >= number);
-        let at = at.unwrap_or(self.0.len());
-        if self.0.get(at).is_some_and(|slot| slot.number == number) {
+        let at = self.slots.iter().position(|slot| slot.number >= number);
+        let at = at.unwrap_or(self.slots.len());
+        if self.slots.get(at).is_some_and(|slot| slot.number == number) {
             return Err(EEXIST);
         }
         let slot = Slot {
@@ -66,16 +72,16 @@ impl DeviceTable {
             device: None,
             visible: false,
         };
-        self.0.reserve(1, GFP_KERNEL)?;
-        self.0
+        self.slots.reserve(1, GFP_KERNEL)?;
+        self.slots
             .insert_within_capacity(at, slot)
             .map_err(|_| ENOMEM)?;
         Ok(number)
     }
 
     fn lowest_free(&self) -> Result<u32> {
-        let mut free = 0u32;
-        for slot in self.0.iter() {
+        let mut free = self.first;
+        for slot in self.slots.iter() {
             if slot.number != free {
                 break;
             }
@@ -85,40 +91,40 @@ impl DeviceTable {
     }
 
     fn give_back(&mut self, number: u32) {
-        self.0.retain(|slot| slot.number != number);
+        self.slots.retain(|slot| slot.number != number);
     }
 }
 
 /// Creates a device; `None` takes the lowest free number. Returns the number.
-pub(crate) fn add(number: Option<u32>) -> Result<u32> {
-    let number = DEVICES.lock().take(number)?;
-    let device = create(number).inspect_err(|_| DEVICES.lock().give_back(number))?;
-    if let Some(slot) = DEVICES.lock().find(number) {
+pub(crate) fn add(instance: &Arc<Instance>, number: Option<u32>) -> Result<u32> {
+    let devices = instance.devices();
+    let number = devices.lock().take(number)?;
+    let device = create(instance, number).inspect_err(|_| devices.lock().give_back(number))?;
+    if let Some(slot) = devices.lock().find(number) {
         slot.device = Some(device);
         slot.visible = true;
     }
     Ok(number)
 }
 
-fn create(number: u32) -> Result<Arc<Device>> {
-    let params = driver_params();
-    let shift = params.part_shift;
-    let device = Device::new(number, params.queue_depth, shift)?;
+fn create(instance: &Arc<Instance>, number: u32) -> Result<Arc<Device>> {
+    let first_minor = instance.first_minor(number)?;
+    let device = Device::new(instance, number)?;
     let address = Address {
         name: "loop",
         number,
-        major: LP_LOOP_MAJOR,
-        first_minor: number.checked_mul(1 << shift).ok_or(EINVAL)?,
-        minors: 1 << shift,
+        major: instance.major(),
+        first_minor,
+        minors: 1 << instance.part_shift(),
     };
     Disk::add(&device, &address, attributes::GROUPS)?;
     Ok(device)
 }
 
 /// `LOOP_CTL_REMOVE`.
-fn remove(number: u32) -> Result {
+fn remove(instance: &Instance, number: u32) -> Result {
     let device = {
-        let mut table = DEVICES.lock();
+        let mut table = instance.devices().lock();
         let slot = table.find(number).filter(|slot| slot.visible);
         let slot = slot.ok_or(ENODEV)?;
         let device = slot.device.clone().ok_or(ENODEV)?;
@@ -126,12 +132,12 @@ fn remove(number: u32) -> Result {
         device
     };
     if let Err(error) = mark_deleting(&device) {
-        if let Some(slot) = DEVICES.lock().find(number) {
+        if let Some(slot) = instance.devices().lock().find(number) {
             slot.visible = true;
         }
         return Err(error);
     }
-    destroy(&device);
+    destroy(instance, &device);
     Ok(())
 }
 
@@ -144,35 +150,43 @@ fn mark_deleting(device: &Device) -> Result {
     Ok(())
 }
 
-fn destroy(device: &Arc<Device>) {
+fn destroy(instance: &Instance, device: &Arc<Device>) {
     let number = device.number();
-    Disk::remove(device, || DEVICES.lock().give_back(number));
+    Disk::remove(device, || instance.devices().lock().give_back(number));
+}
+
+/// Creates the devices that are there from the start. As with the C driver, one that cannot be
+/// created is no reason to fail.
+pub(crate) fn precreate(instance: &Arc<Instance>) {
+    for number in instance.precreated() {
+        if let Err(error) = add(instance, Some(number)) {
+            pr_warn!("cannot create loop{number} ({error:?})\n");
+        }
+    }
 }
 
 /// Removes all devices, at module exit: nobody has one open, or the module would be in use.
-pub(crate) fn remove_all() {
+pub(crate) fn remove_all(instance: &Instance) {
     loop {
         let last = {
-            let mut table = DEVICES.lock();
-            match table.0.pop() {
+            let mut table = instance.devices().lock();
+            match table.slots.pop() {
                 Some(slot) => slot.device,
                 None => break,
             }
         };
         if let Some(device) = last {
-            destroy(&device);
+            destroy(instance, &device);
         }
     }
-    // Nothing of the table is left behind: statics are not dropped.
-    DEVICES.lock().0 = KVec::new();
 }
 
 /// `LOOP_CTL_GET_FREE`: the lowest device that is not in use; creates one if all are.
-fn get_free() -> Result<u32> {
+fn get_free(instance: &Arc<Instance>) -> Result<u32> {
     let free = {
-        let table = DEVICES.lock();
+        let table = instance.devices().lock();
         // Somebody may take it before the caller does; callers try again.
-        let mut slots = table.0.iter();
+        let mut slots = table.slots.iter();
         slots
             .find(|slot| {
                 let unbound = slot.device.as_ref().is_some_and(|dev| dev.looks_unbound());
@@ -182,39 +196,44 @@ fn get_free() -> Result<u32> {
     };
     match free {
         Some(number) => Ok(number),
-        None => add(None),
+        None => add(instance, None),
     }
 }
 
-/// The driver's control node.
-pub(crate) struct Control;
-
-impl ControlOps for Control {
-    fn ioctl(cmd: u32, arg: usize) -> Result<u32> {
+impl ControlOps for Instance {
+    fn ioctl(this: &Arc<Self>, cmd: u32, arg: usize) -> Result<u32> {
         // The argument is an `int`.
         let number = i32::from_ne_bytes(((arg & 0xffff_ffff) as u32).to_ne_bytes());
         match cmd {
-            LOOP_CTL_ADD => add(u32::try_from(number).ok()),
+            LOOP_CTL_ADD => add(this, u32::try_from(number).ok()),
             LOOP_CTL_REMOVE => {
                 let number = u32::try_from(number).map_err(|_| {
                     pr_warn!("deleting an unspecified loop device is not supported.\n");
                     EINVAL
                 })?;
-                remove(number).map(|()| 0)
+                remove(this, number).map(|()| 0)
             }
-            LOOP_CTL_GET_FREE => get_free(),
+            LOOP_CTL_GET_FREE => get_free(this),
             _ => Err(ENOSYS),
         }
     }
+}
 
-    fn probe(minor: u32) {
-        let params = driver_params();
-        let number = minor.checked_shr(params.part_shift).unwrap_or(0);
-        if params.probe_limit.is_some_and(|limit| number >= limit) {
-            return;
-        }
+/// Somebody opened a device node that has no device.
+pub(crate) fn probe(major: u32, minor: u32) {
+    let found = {
+        let instances = INSTANCES.lock();
+        let mut instances = instances.iter();
+        instances
+            .find(|instance| instance.major() == major)
+            .cloned()
+    };
+    let Some(instance) = found else {
+        return;
+    };
+    if let Some(number) = instance.probed_number(minor) {
         // There is nobody to tell: the open that caused this fails, or finds the device another
         // task has just created.
-        let _ = add(Some(number));
+        let _ = add(&instance, Some(number));
     }
 }

@@ -43,6 +43,7 @@ use crate::{
         Image,
         ImageUser, //
     },
+    instance::Instance,
     ioctl,
     select::Choice,
     service,
@@ -107,7 +108,7 @@ pub(crate) struct Config {
     pub(crate) flags: u32,
     pub(crate) file_name: [u8; FILE_NAME_SIZE],
     pub(crate) attached: Option<AttachedFile>,
-    /// What the user chose for the next attach; `None`: the module's default.
+    /// What the user chose for the next attach; `None`: the default. See [`Device::choice`].
     pub(crate) choice: Option<Choice>,
 }
 
@@ -236,6 +237,7 @@ impl Binding {
 /// A loop device.
 #[pin_data]
 pub(crate) struct Device {
+    instance: Arc<Instance>,
     number: u32,
     disk: Disk<Device>,
     /// A copy of `Config::phase` for those who look without the lock.
@@ -243,7 +245,6 @@ pub(crate) struct Device {
     // Modes of fallocate that the file system turned out not to have.
     no_zero_range: AtomicFlag,
     no_punch_hole: AtomicFlag,
-    part_shift: u32,
     /// Held by `LOOP_CHANGE_FD` from end to end.
     #[pin]
     changing: KillableMutex<()>,
@@ -280,17 +281,18 @@ impl_has_work! {
 
 impl Device {
     /// Allocates a device; its disk does not appear yet.
-    pub(crate) fn new(number: u32, depth: u32, part_shift: u32) -> Result<Arc<Self>> {
-        let disk = Disk::alloc(depth, MAX_SECTORS)?;
-        disk.set_partition_scan(part_shift != 0);
+    pub(crate) fn new(instance: &Arc<Instance>, number: u32) -> Result<Arc<Self>> {
+        let depth = instance.params().hw_queue_depth();
+        let disk = Disk::alloc(instance.fops().clone(), depth, MAX_SECTORS)?;
+        disk.set_partition_scan(instance.part_shift() != 0);
         Arc::pin_init(
             pin_init!(Self {
+                instance: instance.clone(),
                 number,
                 disk,
                 phase: Atomic::new(Phase::Unbound as u32),
                 no_zero_range: AtomicFlag::new(false),
                 no_punch_hole: AtomicFlag::new(false),
-                part_shift,
                 changing <- KillableMutex::new(
                     (),
                     c"loop_changing",
@@ -329,7 +331,18 @@ impl Device {
 
     /// Whether partitions are scanned for on every device (`max_part`).
     pub(crate) fn always_scans(&self) -> bool {
-        self.part_shift != 0
+        self.instance.part_shift() != 0
+    }
+
+    /// The driver that the device belongs to.
+    pub(crate) fn instance(&self) -> &Arc<Instance> {
+        &self.instance
+    }
+
+    /// The parser that serves the next file: what the user chose, or the default.
+    pub(crate) fn choice(&self, config: &Config) -> Choice {
+        let default = || Choice::default(self.instance.params());
+        config.choice.unwrap_or_else(default)
     }
 
     /// Keeps other changes of the file away.

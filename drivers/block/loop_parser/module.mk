@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
 
-# loop.ko: the loop driver with the loop-parser hook, and what the parser
-# modules need to import its crate. Included by ../Kbuild.
+# loop_parser.ko: the loop driver with the loop-parser hook; loop.ko and
+# loop_images.ko, by which it runs; and what modules need to import its crate.
+# Included by ../Kbuild.
 
 CONFIG_BLK_DEV_LOOP_PARSER ?= $(loop-parser-default)
 
 ifneq ($(filter y m,$(CONFIG_BLK_DEV_LOOP_PARSER)),)
 
-obj-$(CONFIG_BLK_DEV_LOOP_PARSER) += loop.o
-
-# Only under the condition: with loop-y set, the kernel tree's own loop.o would
-# become these objects, too.
-loop-y := loop_parser/loop_parser.o loop_parser/shim.o loop_parser/exports.o
+obj-$(CONFIG_BLK_DEV_LOOP_PARSER) += loop_parser.o
+loop_parser-y := loop_parser/loop_parser.o loop_parser/shim.o loop_parser/exports.o
 
 # For parser modules, in their module.mk:
 #
@@ -100,7 +98,7 @@ $(obj)/loop_parser/bindings_generated.rs: $(src)/loop_parser/bindings_helper.h \
 # sources, the compiler, and the kernel with its configuration.
 
 loop-parser-contract := $(sort $(wildcard $(addprefix $(src)/loop_parser/, \
-	contract*.rs contract/*.rs contract/*/*.rs parser.rs)))
+	contract*.rs contract/*.rs contract/*/*.rs parser.rs front.rs)))
 
 quiet_cmd_loop_parser_stamp = STAMP   $@
       cmd_loop_parser_stamp = \
@@ -146,3 +144,27 @@ $(obj)/loop_parser/exports.o: private cmd_gensymtypes_c = \
 endif
 
 endif # CONFIG_BLK_DEV_LOOP_PARSER
+
+# Fronts
+# ---------------------------------------------------------------------------
+
+CONFIG_BLK_DEV_LOOP_PARSER_DROP_IN ?= $(loop-parser-default)
+
+ifneq ($(filter y m,$(CONFIG_BLK_DEV_LOOP_PARSER_DROP_IN)),)
+
+obj-$(CONFIG_BLK_DEV_LOOP_PARSER_DROP_IN) += loop.o
+
+# Only under the condition: with loop-y set, the kernel tree's own loop.o would
+# become these objects, too.
+loop-y := loop_parser/front/drop_in.o loop_parser/front/drop_in_params.o
+
+endif
+
+CONFIG_BLK_DEV_LOOP_PARSER_BESIDE ?= $(loop-parser-default)
+
+obj-$(CONFIG_BLK_DEV_LOOP_PARSER_BESIDE) += loop_images.o
+loop_images-y := loop_parser/front/beside.o loop_parser/front/beside_params.o
+
+RUSTFLAGS_loop_parser/front/drop_in.o := $(loop-parser-extern)
+RUSTFLAGS_loop_parser/front/beside.o := $(loop-parser-extern)
+$(obj)/loop_parser/front/drop_in.o $(obj)/loop_parser/front/beside.o: $(loop-parser-crate)

@@ -107,7 +107,7 @@ impl Registration {
     ///
     /// `stamp` is to be the [`INTERFACE_STAMP`] the caller was compiled with; nothing else is
     /// touched before it was compared. Not inlined: the comparison must be made by the code of
-    /// `loop.ko`.
+    /// `loop_parser.ko`.
     ///
     /// # Errors
     ///

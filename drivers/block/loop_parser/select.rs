@@ -13,6 +13,7 @@ use kernel::{
 
 use crate::{
     contract::Probe,
+    device::Device,
     parser::{
         self,
         BoundParser,
@@ -27,24 +28,27 @@ use crate::{
         file::BackingFile,
         io,
         module::request_parser,
-        params, //
+        params::{
+            Params,
+            PARSER_NAME_MAX, //
+        }, //
     }, //
 };
 
 /// A choice of parser: `auto`, `raw`, or a name, which options may follow after a comma.
 #[derive(Clone, Copy)]
 pub(crate) struct Choice {
-    text: [u8; params::PARSER_NAME_MAX],
+    text: [u8; PARSER_NAME_MAX],
     len: usize,
 }
 
 impl Choice {
     /// The choice of a device that was told nothing.
-    pub(crate) fn default() -> Self {
-        let mut buf = [0; params::PARSER_NAME_MAX];
-        let text = params::default_parser(&mut buf).trim_ascii();
+    pub(crate) fn default(params: &Params) -> Self {
+        let mut buf = [0; PARSER_NAME_MAX];
+        let text = params.default_parser(&mut buf).trim_ascii();
         let mut choice = Self {
-            text: [0; params::PARSER_NAME_MAX],
+            text: [0; PARSER_NAME_MAX],
             len: text.len(),
         };
         if let Some(room) = choice.text.get_mut(..text.len()) {
@@ -57,7 +61,7 @@ impl Choice {
     pub(crate) fn parse(text: &[u8]) -> Result<Self> {
         let text = text.trim_ascii();
         let mut choice = Self {
-            text: [0; params::PARSER_NAME_MAX],
+            text: [0; PARSER_NAME_MAX],
             len: text.len(),
         };
         choice
@@ -97,7 +101,7 @@ impl Choice {
     }
 }
 
-/// Finds the parser for `file`. `loop_number` is for the log line of a refusal.
+/// Finds the parser for `file`, which is to be attached to `device`.
 ///
 /// Called without any lock held, as it may load a module.
 ///
@@ -105,9 +109,10 @@ impl Choice {
 ///
 /// `ENOPKG`: the file needs a parser that is not there. `ENOTUNIQ`: two parsers claim it. Errors of
 /// reading the file.
-pub(crate) fn select(file: &BackingFile, choice: &Choice, loop_number: u32) -> Result<BoundParser> {
+pub(crate) fn select(file: &BackingFile, choice: &Choice, device: &Device) -> Result<BoundParser> {
+    let loop_number = device.number();
     if choice.is_auto() {
-        return if params::autodetect() {
+        return if device.instance().params().autodetect() {
             detect(file, loop_number)
         } else {
             raw()

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * One-line wrappers over inline functions and macros, and module parameters.
- * See shim.h.
+ * One-line wrappers over inline functions and macros. See shim.h.
  */
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
@@ -12,8 +11,6 @@
 #include <linux/highmem.h>
 #include <linux/kdev_t.h>
 #include <linux/kmod.h>
-#include <linux/major.h>
-#include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
@@ -26,72 +23,14 @@
 
 #include "shim.h"
 
-/* Parameters: names, types and modes of the first three are the C driver's. */
+/* Parameters. */
 
-int lp_max_loop = CONFIG_BLK_DEV_LOOP_MIN_COUNT;
-bool lp_max_loop_specified;
-
-static int max_loop_set(const char *val, const struct kernel_param *kp)
+void lp_read_string_param(struct module *mod, char *to, const char *from)
 {
-	int ret = param_set_int(val, kp);
-
-	if (!ret)
-		lp_max_loop_specified = true;
-	return ret;
+	kernel_param_lock(mod);
+	strscpy(to, from, LP_PARSER_NAME_MAX);
+	kernel_param_unlock(mod);
 }
-
-static const struct kernel_param_ops max_loop_ops = {
-	.set = max_loop_set,
-	.get = param_get_int,
-};
-
-module_param_cb(max_loop, &max_loop_ops, &lp_max_loop, 0444);
-MODULE_PARM_DESC(max_loop, "Maximum number of loop devices");
-
-int lp_max_part;
-module_param_named(max_part, lp_max_part, int, 0444);
-MODULE_PARM_DESC(max_part, "Maximum number of partitions per loop device");
-
-int lp_hw_queue_depth = 128;
-
-static int hw_queue_depth_set(const char *val, const struct kernel_param *kp)
-{
-	int depth, ret = kstrtoint(val, 0, &depth);
-
-	if (ret < 0)
-		return ret;
-	if (depth < 1)
-		return -EINVAL;
-	lp_hw_queue_depth = depth;
-	return 0;
-}
-
-static const struct kernel_param_ops hw_queue_depth_ops = {
-	.set = hw_queue_depth_set,
-	.get = param_get_int,
-};
-
-device_param_cb(hw_queue_depth, &hw_queue_depth_ops, &lp_hw_queue_depth, 0444);
-MODULE_PARM_DESC(hw_queue_depth, "Queue depth for each hardware queue. Default: 128");
-
-bool lp_autodetect = true;
-module_param_named(autodetect, lp_autodetect, bool, 0644);
-MODULE_PARM_DESC(autodetect, "Recognise disk image formats (N: attach every file as raw)");
-
-static char parser[LP_PARSER_NAME_MAX] = "auto";
-module_param_string(parser, parser, sizeof(parser), 0644);
-MODULE_PARM_DESC(parser, "Parser of devices that name none: auto, raw, or a parser's name");
-
-void lp_default_parser(char *buf)
-{
-	kernel_param_lock(THIS_MODULE);
-	strscpy(buf, parser, LP_PARSER_NAME_MAX);
-	kernel_param_unlock(THIS_MODULE);
-}
-
-MODULE_ALIAS_BLOCKDEV_MAJOR(LOOP_MAJOR);
-MODULE_ALIAS_MISCDEV(LOOP_CTRL_MINOR);
-MODULE_ALIAS("devname:loop-control");
 
 /* Files. */
 
@@ -263,6 +202,16 @@ unsigned int lp_bdev_write_zeroes_sectors(struct block_device *bdev)
 unsigned int lp_bdev_discard_granularity(struct block_device *bdev)
 {
 	return bdev_discard_granularity(bdev);
+}
+
+u64 lp_bdev_nr_sectors(struct block_device *bdev)
+{
+	return bdev_nr_sectors(bdev);
+}
+
+bool lp_bdev_read_only(struct block_device *bdev)
+{
+	return bdev_read_only(bdev);
 }
 
 unsigned int lp_bdev_logical_block_size(struct block_device *bdev)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What the Rust side cannot reach by itself: static inline functions, macros
- * and variadic functions of the kernel, one wrapper each, and the module's
- * parameters. Nothing with logic in it.
+ * and variadic functions of the kernel, one wrapper each. Nothing with logic in
+ * it.
  */
 #ifndef LOOP_PARSER_SHIM_H
 #define LOOP_PARSER_SHIM_H
@@ -12,15 +12,20 @@
 #include <linux/pagemap.h>
 #include <linux/workqueue.h>
 
-/* Module parameters (shim.c). */
-extern int lp_max_part;
-extern int lp_max_loop;
-extern bool lp_max_loop_specified;
-extern int lp_hw_queue_depth;
-extern bool lp_autodetect;
-
+/* Module parameters, which a front module declares: see front/params.h. */
 #define LP_PARSER_NAME_MAX	64
-void lp_default_parser(char *buf);
+
+struct lp_params {
+	int max_loop;
+	bool max_loop_specified;
+	int max_part;
+	int hw_queue_depth;
+	int first;
+	bool autodetect;
+	char parser[LP_PARSER_NAME_MAX];
+};
+
+void lp_read_string_param(struct module *mod, char *to, const char *from);
 
 /* Files. */
 struct inode *lp_file_inode(const struct file *file);
@@ -62,6 +67,8 @@ void lp_blk_mq_unfreeze_queue(struct request_queue *q, unsigned int memflags);
 bool lp_blk_should_fake_timeout(struct request_queue *q);
 unsigned int lp_bdev_write_zeroes_sectors(struct block_device *bdev);
 unsigned int lp_bdev_discard_granularity(struct block_device *bdev);
+u64 lp_bdev_nr_sectors(struct block_device *bdev);
+bool lp_bdev_read_only(struct block_device *bdev);
 unsigned int lp_bdev_logical_block_size(struct block_device *bdev);
 unsigned int lp_bdev_dma_alignment(struct block_device *bdev);
 bool lp_bdev_rot(struct block_device *bdev);

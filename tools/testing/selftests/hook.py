@@ -284,6 +284,29 @@ def raw_device_keeps_the_driver(t):
 
 
 @suite.test
+def driver_unloads_with_idle_parsers(t):
+    """As the stock driver does: nothing but devices in use keeps it."""
+    path, data = vhd_file(t)
+    t.attach(path).detach()
+    ensure(system.loaded("vhdloop"), "vhdloop is not loaded")
+    run("rmmod", "loop")
+    ensure(not os.path.exists("/dev/loop-control"), "/dev/loop-control is there")
+    ensure(not os.path.exists("/sys/block/loop0"), "loop0 is there")
+    run("modprobe", "loop")
+    same_bytes(images.whole(t.attach(path)), data, "device")
+
+
+@suite.test
+def driver_is_removed_with_what_it_is_based_on(t):
+    """modprobe -r, when no parser is loaded."""
+    without_vhdloop()
+    t.defer(system.load_loop, "ours")
+    run("modprobe", "-r", "loop")
+    left = [module for module in ("loop", "loop_parser") if system.loaded(module)]
+    equal(left, [], "modules that are loaded")
+
+
+@suite.test
 def modules_come_and_go(t):
     path, data = vhd_file(t)
     for turn in range(5):

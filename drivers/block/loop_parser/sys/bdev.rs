@@ -49,10 +49,24 @@ impl BlockDevice {
         self.0.get()
     }
 
-    /// The device number.
-    pub(crate) fn dev(&self) -> u32 {
-        // SAFETY: The device is valid, its number constant.
-        unsafe { (*self.as_ptr()).bd_dev }
+    /// Whether this is a loop device (or a partition of one) that belongs to the C driver, which has
+    /// the loop devices' major number when driver `T` has not.
+    pub(crate) fn is_of_stock_loop<T: DiskOps>(&self) -> bool {
+        // SAFETY: The disk lives as long as its block devices; its major number is constant.
+        let major = unsafe { (*(*self.as_ptr()).bd_disk).major };
+        u32::try_from(major) == Ok(bindings::LP_LOOP_MAJOR) && self.driver_data::<T>().is_none()
+    }
+
+    /// Size in sectors.
+    pub(crate) fn sectors(&self) -> u64 {
+        // SAFETY: The device is valid.
+        unsafe { bindings::lp_bdev_nr_sectors(self.as_ptr()) }
+    }
+
+    /// Whether the device can only be read.
+    pub(crate) fn is_read_only(&self) -> bool {
+        // SAFETY: The device is valid.
+        unsafe { bindings::lp_bdev_read_only(self.as_ptr()) }
     }
 
     /// The driver's device, if this is a disk (or a partition) of this very driver.

@@ -82,7 +82,39 @@ pub(crate) struct Disk<T: DiskOps> {
     tags: KBox<Opaque<bindings::blk_mq_tag_set>>,
     state: Atomic<u32>,
     binding: FrozenCell<T::Binding>,
+    /// Lives as long as the gendisk, which points to it.
+    fops: Arc<Fops<T>>,
+}
+
+/// How the block layer calls driver `T`; an open disk keeps the module in it loaded.
+pub(crate) struct Fops<T> {
+    raw: bindings::block_device_operations,
     _driver: PhantomData<T>,
+}
+
+// SAFETY: The block layer only reads it.
+unsafe impl<T> Send for Fops<T> {}
+// SAFETY: See above.
+unsafe impl<T> Sync for Fops<T> {}
+
+impl<T: DiskOps> Fops<T> {
+    /// The operations of disks that belong to `module`.
+    pub(crate) fn new(module: &'static ThisModule) -> Result<Arc<Self>> {
+        let raw = bindings::block_device_operations {
+            owner: module.as_ptr(),
+            open: Some(open::<T>),
+            release: Some(release::<T>),
+            ioctl: Some(ioctl::<T>),
+            compat_ioctl: Some(compat_ioctl::<T>),
+            free_disk: Some(free_disk::<T>),
+            ..pin_init::zeroed()
+        };
+        let fops = Self {
+            raw,
+            _driver: PhantomData,
+        };
+        Ok(Arc::new(fops, GFP_KERNEL)?)
+    }
 }
 
 const NEW: u32 = 0;
@@ -115,21 +147,8 @@ impl<T: DiskOps> Disk<T> {
         ..pin_init::zeroed()
     };
 
-    const FOPS: bindings::block_device_operations = bindings::block_device_operations {
-        owner: this_module(),
-        open: Some(open::<T>),
-        release: Some(release::<T>),
-        ioctl: Some(ioctl::<T>),
-        compat_ioctl: Some(compat_ioctl::<T>),
-        free_disk: Some(free_disk::<T>),
-        ..pin_init::zeroed()
-    };
-
-    /// Address by which a disk of this driver is recognised.
-    const FOPS_REF: &'static bindings::block_device_operations = &Self::FOPS;
-
     /// Allocates a disk with one hardware queue of `depth` requests of at most `max_sectors`.
-    pub(crate) fn alloc(depth: u32, max_sectors: u32) -> Result<Self> {
+    pub(crate) fn alloc(fops: Arc<Fops<T>>, depth: u32, max_sectors: u32) -> Result<Self> {
         let tags = KBox::new(
             Opaque::new(bindings::blk_mq_tag_set {
                 ops: &Self::MQ_OPS,
@@ -165,9 +184,9 @@ impl<T: DiskOps> Disk<T> {
         Ok(Self {
             raw,
             tags,
+            fops,
             state: Atomic::new(NEW),
             binding: FrozenCell::new(),
-            _driver: PhantomData,
         })
     }
 
@@ -205,7 +224,7 @@ impl<T: DiskOps> Disk<T> {
             (*raw).major = address.major as c_int;
             (*raw).first_minor = address.first_minor as c_int;
             (*raw).minors = address.minors as c_int;
-            (*raw).fops = Self::FOPS_REF;
+            (*raw).fops = &raw const disk.fops.raw;
             (*raw).private_data = data.cast_mut().cast();
             (*(*raw).queue).queuedata = data.cast_mut().cast();
             (*raw).events = bindings::LP_DISK_EVENT_MEDIA_CHANGE as u16;
@@ -402,14 +421,14 @@ impl<T: DiskOps> Drop for Frozen<'_, T> {
 ///
 /// `disk` is a valid gendisk for the lifetime `'a`.
 pub(super) unsafe fn device_of_disk<'a, T: DiskOps>(disk: *mut bindings::gendisk) -> Option<&'a T> {
-    // SAFETY: By the requirement. Our `fops` are only ever set together with `private_data`.
+    // Every module that runs this driver has operations of its own, but this function is the same
+    // in all of them, and in no other driver's.
+    let ours = free_disk::<T> as *const ();
+    // SAFETY: By the requirement. Our operations are only ever set together with `private_data`.
     unsafe {
-        core::ptr::eq((*disk).fops, Disk::<T>::FOPS_REF).then(|| &*(*disk).private_data.cast::<T>())
+        let free = (*(*disk).fops).free_disk.map(|free| free as *const ());
+        (free == Some(ours)).then(|| &*(*disk).private_data.cast::<T>())
     }
-}
-
-const fn this_module() -> *mut bindings::module {
-    <crate::LocalModule as kernel::ModuleMetadata>::THIS_MODULE.as_ptr()
 }
 
 /// # Safety
@@ -434,7 +453,7 @@ unsafe extern "C" fn queue_rq<T: DiskOps>(
 
 /// # Safety
 ///
-/// Only to be called by the block layer through [`Disk::FOPS`], like the functions below.
+/// Only to be called by the block layer through [`Fops`], like the functions below.
 unsafe extern "C" fn open<T: DiskOps>(
     disk: *mut bindings::gendisk,
     _mode: bindings::blk_mode_t,

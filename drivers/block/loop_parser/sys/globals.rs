@@ -3,7 +3,7 @@
 //! The driver's global state, each part behind its own mutex.
 //!
 //! Callbacks without context (opening a dead node, a parser registering) need somewhere to start
-//! from. Everything is empty again when the module goes away.
+//! from, and images are shared by all who run devices. Everything is empty again when the module goes away.
 
 use kernel::{
     prelude::*,
@@ -12,20 +12,21 @@ use kernel::{
             ordering::Full,
             AtomicFlag, //
         },
-        global_lock, //
+        global_lock,
+        Arc, //
     }, //
 };
 
 use crate::{
-    control::DeviceTable,
     image::ImageList,
+    instance::Instance,
     parser::Registry, //
 };
 
 global_lock! {
     // SAFETY: Initialised by `init` before anything of the driver can be reached.
-    /// All devices by number.
-    pub(crate) unsafe(uninit) static DEVICES: Mutex<DeviceTable> = DeviceTable::new();
+    /// What front modules run.
+    pub(crate) unsafe(uninit) static INSTANCES: Mutex<KVec<Arc<Instance>>> = KVec::new();
 }
 
 global_lock! {
@@ -57,7 +58,7 @@ pub(crate) fn init() {
     }
     // SAFETY: The flag makes this happen once.
     unsafe {
-        DEVICES.init();
+        INSTANCES.init();
         PARSERS.init();
         IMAGES.init();
         VALIDATE.init();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The control node and the block major.
+//! Control nodes and block majors.
 
 use kernel::{
     error::to_result,
@@ -10,65 +10,101 @@ use kernel::{
         c_ulong, //
     },
     prelude::*,
+    sync::{
+        Arc,
+        SetOnce, //
+    },
     types::Opaque, //
 };
 
 use super::bindings;
 
-/// What the control node and the device numbers do.
-pub(crate) trait ControlOps: 'static {
-    /// An ioctl on the control node; its result is the return value.
-    fn ioctl(cmd: u32, arg: usize) -> Result<u32>;
-    /// Somebody opened a device node that has no device.
-    fn probe(minor: u32);
-}
-
-/// A registered `/dev/loop-control`.
-#[pin_data(PinnedDrop)]
-pub(crate) struct ControlNode {
-    #[pin]
-    raw: Opaque<bindings::miscdevice>,
-}
-
-// SAFETY: A registration may be dropped by any thread.
-unsafe impl Send for ControlNode {}
-// SAFETY: Nothing can be done through a shared reference.
-unsafe impl Sync for ControlNode {}
-
-struct Fops<T>(core::marker::PhantomData<T>);
-
-impl<T: ControlOps> Fops<T> {
-    const FOPS: bindings::file_operations = bindings::file_operations {
-        owner: <crate::LocalModule as kernel::ModuleMetadata>::THIS_MODULE.as_ptr(),
-        open: Some(bindings::nonseekable_open),
-        llseek: Some(bindings::noop_llseek),
-        unlocked_ioctl: Some(control_ioctl::<T>),
-        compat_ioctl: Some(control_ioctl::<T>),
-        ..pin_init::zeroed()
-    };
+/// Which minor and name a control node has.
+#[derive(Clone, Copy)]
+pub enum ControlNode {
+    /// Those of `/dev/loop-control`.
+    Loop,
+    /// This name, and any minor.
+    Named(&'static CStr),
 }
 
 impl ControlNode {
-    /// Registers the node with the fixed minor of `/dev/loop-control`.
-    pub(crate) fn register<T: ControlOps>() -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            // SAFETY: `slot` is valid for writes and pinned, so the device does not move while it
-            // is registered.
-            raw <- Opaque::try_ffi_init(|slot: *mut bindings::miscdevice| unsafe {
-                slot.write(bindings::miscdevice {
-                    minor: bindings::LP_LOOP_CTRL_MINOR as i32,
-                    name: c"loop-control".as_char_ptr(),
-                    fops: &Fops::<T>::FOPS,
-                    ..pin_init::zeroed()
-                });
-                to_result(bindings::misc_register(slot))
-            }),
-        })
+    fn minor(self) -> u32 {
+        match self {
+            Self::Loop => bindings::LP_LOOP_CTRL_MINOR,
+            Self::Named(_) => bindings::LP_MISC_DYNAMIC_MINOR,
+        }
+    }
+
+    fn name(self) -> &'static CStr {
+        match self {
+            Self::Loop => c"loop-control",
+            Self::Named(name) => name,
+        }
+    }
+}
+
+/// What a control node does.
+pub(crate) trait ControlOps: Send + Sync + 'static {
+    /// An ioctl; its result is the return value.
+    fn ioctl(this: &Arc<Self>, cmd: u32, arg: usize) -> Result<u32>;
+}
+
+/// A registered control node. An open one keeps the module it was registered for loaded.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Control<T: ControlOps> {
+    #[pin]
+    raw: Opaque<bindings::miscdevice>,
+    fops: KBox<bindings::file_operations>,
+    target: Arc<T>,
+}
+
+// SAFETY: A registration may be dropped by any thread.
+unsafe impl<T: ControlOps> Send for Control<T> {}
+// SAFETY: Nothing can be done through a shared reference.
+unsafe impl<T: ControlOps> Sync for Control<T> {}
+
+impl<T: ControlOps> Control<T> {
+    /// Registers the node. Its users come to `target`.
+    pub(crate) fn register(
+        node: ControlNode,
+        module: &'static ThisModule,
+        target: Arc<T>,
+    ) -> Result<Pin<KBox<Self>>> {
+        let fops = bindings::file_operations {
+            owner: module.as_ptr(),
+            open: Some(bindings::nonseekable_open),
+            llseek: Some(bindings::noop_llseek),
+            unlocked_ioctl: Some(control_ioctl::<T>),
+            compat_ioctl: Some(control_ioctl::<T>),
+            ..pin_init::zeroed()
+        };
+        let fops = KBox::new(fops, GFP_KERNEL)?;
+        let fops_ptr: *const bindings::file_operations = &raw const *fops;
+        KBox::pin_init(
+            // `raw` last: the node can be opened as soon as it is registered.
+            try_pin_init!(Self {
+                fops,
+                target,
+                // SAFETY: `slot` is valid for writes and pinned, so the device does not move while
+                // it is registered; the operations are boxed and live as long.
+                raw <- Opaque::try_ffi_init(|slot: *mut bindings::miscdevice| unsafe {
+                    slot.write(bindings::miscdevice {
+                        minor: node.minor() as i32,
+                        name: node.name().as_char_ptr(),
+                        fops: fops_ptr,
+                        ..pin_init::zeroed()
+                    });
+                    to_result(bindings::misc_register(slot))
+                }),
+            }? Error),
+            GFP_KERNEL,
+        )
     }
 }
 
 #[pinned_drop]
-impl PinnedDrop for ControlNode {
+impl<T: ControlOps> PinnedDrop for Control<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: It was registered by `register`.
         unsafe { bindings::misc_deregister(self.raw.get()) };
@@ -77,49 +113,89 @@ impl PinnedDrop for ControlNode {
 
 /// # Safety
 ///
-/// Only to be called through [`Fops::FOPS`].
+/// Only to be called through the operations of a [`Control`].
 unsafe extern "C" fn control_ioctl<T: ControlOps>(
-    _file: *mut bindings::file,
+    file: *mut bindings::file,
     cmd: c_uint,
     arg: c_ulong,
 ) -> c_long {
-    match T::ioctl(cmd, arg) {
+    // SAFETY: `misc_open` stored the miscdevice, which is the `raw` of a `Control<T>`. That lives as
+    // long as its module is loaded, which the open file sees to.
+    let control = unsafe {
+        let raw = (*file).private_data.cast::<Opaque<bindings::miscdevice>>();
+        &*kernel::container_of!(raw, Control<T>, raw)
+    };
+    match T::ioctl(&control.target, cmd, arg) {
         Ok(value) => value as c_long,
         Err(error) => error.to_errno() as c_long,
     }
 }
 
-/// The loop driver's registered major device number.
-pub(crate) struct BlockMajor(());
+/// Which major device number a driver has.
+#[derive(Clone, Copy)]
+pub enum Major {
+    /// The loop driver's.
+    Loop,
+    /// Any that is free.
+    Dynamic,
+}
 
-const NAME: &CStr = c"loop";
+/// A registered major device number.
+pub(crate) struct BlockMajor {
+    number: u32,
+    name: &'static CStr,
+}
+
+/// Somebody opened a node that has no device: its major and minor.
+static PROBE: SetOnce<fn(u32, u32)> = SetOnce::new();
 
 impl BlockMajor {
-    /// Registers the major; `EIO`, as with the C driver, if another driver has it.
-    pub(crate) fn register<T: ControlOps>() -> Result<Self> {
+    /// Registers the major; `EIO`, as with the C driver, if another driver has it. `probe` is called
+    /// for nodes without a device and is to be the same for all.
+    pub(crate) fn register(major: Major, name: &'static CStr, probe: fn(u32, u32)) -> Result<Self> {
+        PROBE.populate(probe);
+        let wanted = match major {
+            Major::Loop => bindings::LP_LOOP_MAJOR,
+            Major::Dynamic => 0,
+        };
         // SAFETY: The name is static, and so is the function.
         let ret = unsafe {
-            bindings::lp_register_blkdev(
-                bindings::LP_LOOP_MAJOR,
-                NAME.as_char_ptr(),
-                Some(probe::<T>),
-            )
+            bindings::lp_register_blkdev(wanted, name.as_char_ptr(), Some(probe_callback))
         };
-        to_result(ret).map_err(|_| EIO)?;
-        Ok(Self(()))
+        let number = match (u32::try_from(ret), major) {
+            (Ok(number), Major::Dynamic) => number,
+            (Ok(_), Major::Loop) => wanted,
+            (Err(_), _) => return Err(EIO),
+        };
+        Ok(Self { number, name })
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.number
     }
 }
 
 impl Drop for BlockMajor {
     fn drop(&mut self) {
-        // SAFETY: It was registered by `register`.
-        unsafe { bindings::lp_unregister_blkdev(bindings::LP_LOOP_MAJOR, NAME.as_char_ptr()) };
+        // SAFETY: It was registered by `register`. Waits for a probe that is running.
+        unsafe { bindings::lp_unregister_blkdev(self.number, self.name.as_char_ptr()) };
     }
 }
 
 /// # Safety
 ///
 /// Only to be called by the block layer.
-unsafe extern "C" fn probe<T: ControlOps>(dev: bindings::dev_t) {
-    T::probe(dev & ((1 << bindings::LP_MINORBITS) - 1));
+unsafe extern "C" fn probe_callback(dev: bindings::dev_t) {
+    if let Some(probe) = PROBE.as_ref() {
+        let (major, minor) = split_dev(dev);
+        probe(major, minor);
+    }
+}
+
+/// Major and minor of a device number.
+pub(crate) const fn split_dev(dev: u32) -> (u32, u32) {
+    (
+        dev >> bindings::LP_MINORBITS,
+        dev & ((1 << bindings::LP_MINORBITS) - 1),
+    )
 }

@@ -1,57 +1,95 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Module parameters. They are declared in `shim.c`, because the kernel crate's parameters know
-//! neither strings nor a setter of their own.
+//! Module parameters. A front module declares them in C (`front/params.h`), because the kernel
+//! crate's parameters know neither strings nor a setter of their own.
 
 use kernel::prelude::*;
 
 use super::bindings;
 
-/// Parameters that are set when the module is loaded and never again.
+/// The parameters of a front module.
+///
+/// # Invariants
+///
+/// The pointer is that of a variable of `module`, which the kernel's parameter code may write to at
+/// any time, and nobody else.
 #[derive(Clone, Copy)]
-pub(crate) struct LoadTime {
-    /// Devices to create at start; a limit for on-demand creation if it was given.
-    pub(crate) max_loop: i32,
-    /// Whether `max_loop` was given.
-    pub(crate) max_loop_specified: bool,
-    /// Partitions per device.
-    pub(crate) max_part: i32,
-    /// Requests in flight per device.
-    pub(crate) hw_queue_depth: u32,
+pub struct Params {
+    raw: *mut bindings::lp_params,
+    module: &'static ThisModule,
 }
 
-/// Reads the load-time parameters.
-pub(crate) fn load_time() -> LoadTime {
-    // SAFETY: These variables change only while the module is being loaded, before its init runs.
-    unsafe {
-        LoadTime {
-            max_loop: bindings::lp_max_loop,
-            max_loop_specified: bindings::lp_max_loop_specified,
-            max_part: bindings::lp_max_part,
-            hw_queue_depth: bindings::lp_hw_queue_depth.unsigned_abs(),
-        }
-    }
-}
-
-/// Stores the value of `max_part` that is in force, for user space to read.
-pub(crate) fn set_max_part(value: i32) {
-    // SAFETY: Called from module init only, before anything of the driver can be reached; sysfs
-    // reads an aligned `int`, which cannot tear.
-    unsafe { bindings::lp_max_part = value };
-}
-
-/// Whether formats are recognised (`loop.autodetect`).
-pub(crate) fn autodetect() -> bool {
-    // SAFETY: An aligned `bool`, written by the parameter code as a single byte.
-    unsafe { (&raw const bindings::lp_autodetect).read_volatile() }
-}
+// SAFETY: The variable is read as described at each method, from any thread.
+unsafe impl Send for Params {}
+// SAFETY: See above.
+unsafe impl Sync for Params {}
 
 /// Longest parser choice, including the terminating NUL.
 pub(crate) const PARSER_NAME_MAX: usize = bindings::LP_PARSER_NAME_MAX as usize;
 
-/// Copies `loop.parser` into `buf` and returns the part that was filled.
-pub(crate) fn default_parser(buf: &mut [u8; PARSER_NAME_MAX]) -> &[u8] {
-    // SAFETY: The shim writes at most `LP_PARSER_NAME_MAX` bytes, NUL included.
-    unsafe { bindings::lp_default_parser(buf.as_mut_ptr().cast()) };
-    CStr::from_bytes_until_nul(buf).map_or(&[], CStr::to_bytes)
+impl Params {
+    /// # Safety
+    ///
+    /// `raw` is a variable of `module`, written by the kernel's parameter code only.
+    pub unsafe fn new(raw: *mut bindings::lp_params, module: &'static ThisModule) -> Self {
+        // INVARIANT: By the requirement.
+        Self { raw, module }
+    }
+
+    /// Devices to create at start.
+    pub(crate) fn max_loop(&self) -> i32 {
+        // SAFETY: By the invariant; written only before the module's init.
+        unsafe { (*self.raw).max_loop }
+    }
+
+    /// Whether `max_loop` was given: then it limits creation on demand, too.
+    pub(crate) fn max_loop_specified(&self) -> bool {
+        // SAFETY: As in `max_loop`.
+        unsafe { (*self.raw).max_loop_specified }
+    }
+
+    /// Partitions per device.
+    pub(crate) fn max_part(&self) -> i32 {
+        // SAFETY: As in `max_loop`.
+        unsafe { (&raw const (*self.raw).max_part).read_volatile() }
+    }
+
+    /// Stores the value of `max_part` that is in force, for user space to read.
+    pub(crate) fn set_max_part(&self, value: i32) {
+        // SAFETY: By the invariant. The parameter code only reads it by now (its mode is 0444), and
+        // an aligned `int` cannot tear.
+        unsafe { (&raw mut (*self.raw).max_part).write_volatile(value) };
+    }
+
+    /// Requests in flight per device.
+    pub(crate) fn hw_queue_depth(&self) -> u32 {
+        // SAFETY: As in `max_loop`.
+        unsafe { (*self.raw).hw_queue_depth }.unsigned_abs()
+    }
+
+    /// Number of the first device.
+    pub(crate) fn first(&self) -> i32 {
+        // SAFETY: As in `max_loop`.
+        unsafe { (*self.raw).first }
+    }
+
+    /// Whether formats are recognised.
+    pub(crate) fn autodetect(&self) -> bool {
+        // SAFETY: By the invariant; an aligned `bool`, written as a single byte.
+        unsafe { (&raw const (*self.raw).autodetect).read_volatile() }
+    }
+
+    /// Copies the default choice of parser into `buf` and returns the part that was filled.
+    pub(crate) fn default_parser<'a>(&self, buf: &'a mut [u8; PARSER_NAME_MAX]) -> &'a [u8] {
+        // SAFETY: By the invariant; the shim takes the lock of the module's parameters and writes
+        // at most `LP_PARSER_NAME_MAX` bytes, NUL included.
+        unsafe {
+            bindings::lp_read_string_param(
+                self.module.as_ptr(),
+                buf.as_mut_ptr().cast(),
+                (&raw const (*self.raw).parser).cast(),
+            );
+        }
+        CStr::from_bytes_until_nul(buf).map_or(&[], CStr::to_bytes)
+    }
 }

@@ -15,8 +15,8 @@ ALWAYS_FINE = [
     r"loop: module loaded",
     r"loop\d+: vhd (dynamic|fixed) image, \d+ bytes, (read-only|read-write)",
     r"EXT4-fs \((loop|ram)\d+(p\d+)?\): (un)?mount(ed|ing) filesystem .*",
-    r"(loop|vhdloop): loading out-of-tree module taints kernel\.",
-    r"(loop|vhdloop): module verification failed: .*",
+    r"(loop|loop_parser|vhdloop): loading out-of-tree module taints kernel\.",
+    r"(loop|loop_parser|vhdloop): module verification failed: .*",
     r"brd: module (un)?loaded",
     # Comes with the next message of its kind, which may be another test's: what was suppressed were
     # messages like those that the earlier test allowed.

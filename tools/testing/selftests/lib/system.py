@@ -110,8 +110,8 @@ def our_loop():
 
 
 def unload_loop():
-    """Unloads the loop driver, whichever it is, and its parsers."""
-    for module in ("vhdloop", "loop"):
+    """Unloads the loop driver, whichever it is, its parsers, and what they are based on."""
+    for module in ("loop_images", "loop", "vhdloop", "loop_parser"):
         if loaded(module):
             run("rmmod", module)
 

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Loop devices on loop devices: no device may end up below itself.
+//!
+//! Our own devices, of whichever front module, can be followed down to the last file. What a device
+//! of the C driver (beside which `loop_images.ko` runs) is bound to, cannot be seen from here, and
+//! that driver does not see our devices either. A cycle through both is kept from closing at the
+//! three places where it could:
+//!
+//! - an attach to a device of the C driver that has no size: only then can there be an unbound
+//!   device of ours below it;
+//! - a change of a bound device of ours to a device of the C driver: ours may be below that;
+//! - a change of a device of the C driver that is below ours. Only a read-only one can be changed,
+//!   so that is refused as a file to attach.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        Arc,
+        GlobalGuard, //
+    }, //
+};
+
+use crate::{
+    device::Device,
+    sys::{
+        bdev::BlockDevice,
+        file::{
+            BackingFile,
+            Kind, //
+        },
+        globals::VALIDATE, //
+    }, //
+};
+
+/// What a file is validated for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Occasion {
+    /// A device without a file gets one.
+    Attach,
+    /// A device with a file gets another.
+    Change,
+}
+
+/// `VALIDATE`, if the file is a loop device. Nobody else has to wait for anybody.
+pub(crate) fn validation_lock(file: &BackingFile) -> Option<GlobalGuard<VALIDATE>> {
+    let on_loop = file.block_device().is_some_and(is_ours);
+    on_loop.then(|| VALIDATE.lock())
+}
+
+/// Refuses files that lead, or could lead, back to `device`, and what is neither a regular file nor
+/// a block device. The caller holds [`validation_lock`].
+///
+/// # Errors
+///
+/// `EBADF`: the device itself. `EINVAL`: an unbound loop device, no such file, or a device of the C
+/// driver that is not allowed here.
+pub(crate) fn validate_file(file: &BackingFile, device: &Device, occasion: Occasion) -> Result {
+    let mut below: Option<Arc<BackingFile>> = None;
+    loop {
+        let current = below.as_deref().unwrap_or(file);
+        let Some(lower) = current.block_device() else {
+            break;
+        };
+        if lower.is_of_stock_loop::<Device>() {
+            validate_stock(lower, device, occasion)?;
+        }
+        let Some(lower) = lower.driver_data::<Device>() else {
+            break;
+        };
+        if core::ptr::eq(lower, device) {
+            return Err(EBADF);
+        }
+        let next = match lower.config().bound() {
+            Ok(attached) => attached.file.clone(),
+            Err(_) => return Err(EINVAL),
+        };
+        below = Some(next);
+    }
+    match file.kind() {
+        Kind::Regular | Kind::Block => Ok(()),
+        Kind::Other => Err(EINVAL),
+    }
+}
+
+fn is_ours(bdev: &BlockDevice) -> bool {
+    bdev.driver_data::<Device>().is_some()
+}
+
+/// See the top of this file.
+fn validate_stock(lower: &BlockDevice, device: &Device, occasion: Occasion) -> Result {
+    let why = if occasion == Occasion::Change {
+        "a bound device cannot be changed to one of"
+    } else if lower.sectors() == 0 {
+        "no size: nothing is attached to the device of"
+    } else if lower.is_read_only() {
+        "read-only, so LOOP_CHANGE_FD could close a cycle through a device of"
+    } else {
+        return Ok(());
+    };
+    pr_err!(
+        "loop{}: refused: {why} the stock loop driver\n",
+        device.number()
+    );
+    Err(EINVAL)
+}
