@@ -90,16 +90,16 @@ fn is_ours(bdev: &BlockDevice) -> bool {
 /// See the top of this file.
 fn validate_stock(lower: &BlockDevice, device: &Device, occasion: Occasion) -> Result {
     let why = if occasion == Occasion::Change {
-        "a bound device cannot be changed to one of"
+        "(LOOP_CHANGE_FD could make a cycle)"
     } else if lower.sectors() == 0 {
-        "no size: nothing is attached to the device of"
+        "that has no size: nothing is attached to it"
     } else if lower.is_read_only() {
-        "read-only, so LOOP_CHANGE_FD could close a cycle through a device of"
+        "that is read-only: changing its file could make a cycle"
     } else {
         return Ok(());
     };
     pr_err!(
-        "loop{}: refused: {why} the stock loop driver\n",
+        "loop{}: refused: below it a device of the stock driver {why}\n",
         device.number()
     );
     Err(EINVAL)
