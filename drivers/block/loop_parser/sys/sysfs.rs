@@ -82,11 +82,12 @@ impl File {
     }
 
     const fn new<T: DiskOps, A: Attribute<T>>(mode: u16, store: Option<Store>) -> Self {
+        // Kernels with lockdep have more fields.
+        let mut attr: bindings::attribute = pin_init::zeroed();
+        attr.name = as_char_ptr_in_const_context(A::NAME);
+        attr.mode = mode;
         Self(bindings::device_attribute {
-            attr: bindings::attribute {
-                name: as_char_ptr_in_const_context(A::NAME),
-                mode,
-            },
+            attr,
             __bindgen_anon_1: bindings::device_attribute__bindgen_ty_1 {
                 show: Some(show::<T, A>),
             },
