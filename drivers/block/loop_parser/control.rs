@@ -3,6 +3,7 @@
 //! Devices coming and going: the control node, on-demand creation, start and end.
 
 use kernel::{
+    pr_warn_once,
     prelude::*,
     sync::Arc, //
 };
@@ -165,17 +166,15 @@ pub(crate) fn precreate(instance: &Arc<Instance>) {
     }
 }
 
-/// Removes all devices, at module exit: nobody has one open, or the module would be in use.
+/// Removes all devices, at module exit: nobody has one open, or the module would be in use. They go
+/// in the order of their numbers, as with the C driver.
 pub(crate) fn remove_all(instance: &Instance) {
     loop {
-        let last = {
-            let mut table = instance.devices().lock();
-            match table.slots.pop() {
-                Some(slot) => slot.device,
-                None => break,
-            }
+        let first = instance.devices().lock().slots.remove(0);
+        let Ok(slot) = first else {
+            break;
         };
-        if let Some(device) = last {
+        if let Some(device) = slot.device {
             destroy(instance, &device);
         }
     }
@@ -208,7 +207,7 @@ impl ControlOps for Instance {
             LOOP_CTL_ADD => add(this, u32::try_from(number).ok()),
             LOOP_CTL_REMOVE => {
                 let number = u32::try_from(number).map_err(|_| {
-                    pr_warn!("deleting an unspecified loop device is not supported.\n");
+                    pr_warn_once!("deleting an unspecified loop device is not supported.\n");
                     EINVAL
                 })?;
                 remove(this, number).map(|()| 0)
