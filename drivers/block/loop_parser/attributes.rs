@@ -113,8 +113,10 @@ fn emit_image(
     what: impl FnOnce(&Image) -> &'static str,
 ) -> Result {
     let config = device.config();
-    let attached = config.bound()?;
-    emit(page, format_args!("{}\n", what(attached.user.image())))
+    match &config.attached {
+        Some(attached) => emit(page, format_args!("{}\n", what(attached.user.image()))),
+        None => Ok(()),
+    }
 }
 
 fn emit_flag(device: &Device, page: &mut Page<'_>, flag: u32) -> Result {
@@ -130,9 +132,9 @@ impl Attribute<Device> for Parser {
 
     fn show(device: &Device, page: &mut Page<'_>) -> Result {
         let config: &Config = &device.config();
-        match config.bound() {
-            Ok(attached) => emit_name(page, attached.user.image().parser_name()),
-            Err(_) => {
+        match &config.attached {
+            Some(attached) => emit_name(page, attached.user.image().parser_name()),
+            None => {
                 let choice = device.choice(config);
                 emit_name(page, choice.text())
             }
@@ -163,7 +165,11 @@ impl Attribute<Device> for BackingFile {
     const NAME: &'static CStr = c"backing_file";
 
     fn show(device: &Device, page: &mut Page<'_>) -> Result {
-        let file = device.config().bound()?.file.clone();
+        // There until the last close of a device that is being detached, as with the C driver.
+        let file = device.config().attached.as_ref().map(|at| at.file.clone());
+        let Some(file) = file else {
+            return Ok(());
+        };
         let buffer = page.buffer();
         let last = buffer.len().saturating_sub(1);
         let room = buffer.get_mut(..last).ok_or(EINVAL)?;
