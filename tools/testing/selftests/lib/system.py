@@ -97,16 +97,20 @@ def references(module):
 
 def stock_loop():
     """The distribution's loop.ko."""
-    found = glob.glob(f"/lib/modules/{os.uname().release}/kernel/drivers/block/loop.ko*")
-    if len(found) != 1:
-        raise FileNotFoundError("the distribution's loop.ko")
-    return found[0]
+    return module_file("kernel", "loop")
 
 
 def our_loop():
-    """Our loop.ko, or None if it is not installed."""
-    path = f"/lib/modules/{os.uname().release}/updates/loop.ko"
-    return path if os.path.exists(path) else None
+    """Our loop.ko, where `make modules_install` has put it."""
+    return module_file("updates", "loop")
+
+
+def module_file(folder, name):
+    """The file of a module that is installed in a folder like kernel or updates."""
+    found = glob.glob(f"/lib/modules/{os.uname().release}/{folder}/drivers/block/{name}.ko*")
+    if len(found) != 1:
+        raise FileNotFoundError(f"{name}.ko in {folder}")
+    return found[0]
 
 
 def unload_loop():
