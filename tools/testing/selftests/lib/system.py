@@ -175,4 +175,4 @@ def udev_runs():
 
 def settle():
     """Waits until udevd has done what it was told to."""
-    run("udevadm", "settle", "--timeout=60")
+    run("udevadm", "settle", "--timeout=600")
