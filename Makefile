@@ -98,6 +98,11 @@ rust-analyzer: modules
 check: environment
 	$(Q)tools/testing/check
 
+# On a kernel that finds errors (tools/testing/vm/debug.config).
+.PHONY: check-debug
+check-debug: environment
+	$(Q)tools/testing/check debug
+
 # The format code as host programs: any cargo will do.
 .PHONY: check-host
 check-host:
@@ -142,6 +147,8 @@ help:
 	@echo  ''
 	@echo  'Tests (no effect on this machine'\''s kernel):'
 	@echo  '  check             - all tests, in a virtual machine'
+	@echo  '  check-debug       - the tests in the machine on a debug kernel, which takes'
+	@echo  '                      half an hour to build the first time'
 	@echo  '  check-host        - tests of the format code, as host programs'
 	@echo  '  demo IMAGE=file   - attach an image in a virtual machine'
 	@echo  '  bench-quick       - a short measurement, in a virtual machine'

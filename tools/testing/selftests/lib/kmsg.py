@@ -21,6 +21,8 @@ ALWAYS_FINE = [
     # Comes with the next message of its kind, which may be another test's: what was suppressed were
     # messages like those that the earlier test allowed.
     r"\w+: \d+ callbacks suppressed",
+    # The debug kernel keeps a record of it.
+    r".* used greatest stack depth: .*",
     # What a busy host does to an emulated guest.
     r"clocksource: .*",
     r"hrtimer: interrupt took .*",

@@ -9,6 +9,8 @@ import time
 
 SCRATCH = "/run/loop-selftests"
 RAM_DISK = "/dev/ram0"
+# How much slower than usual this machine may be.
+PATIENCE = int(os.environ.get("LP_PATIENCE", "1"))
 
 
 class CommandError(Exception):
@@ -65,7 +67,7 @@ def unmount_if_mounted(point):
 
 def wait_until(condition, what, seconds=20):
     """Waits for something that happens soon but not at once."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"gave up waiting until {what}")
@@ -82,6 +84,13 @@ def ram_disk(mebibytes):
 def remove_ram_disk():
     """Frees the memory of ram_disk()."""
     wait_until(lambda: attempt("rmmod", "brd").returncode == 0, "brd is not in use")
+
+
+def has_file_system(name):
+    """Whether the kernel has a file system; the debug kernel has few."""
+    attempt("modprobe", name)
+    with open("/proc/filesystems", encoding="ascii") as file:
+        return any(line.split()[-1] == name for line in file)
 
 
 def loaded(module):
