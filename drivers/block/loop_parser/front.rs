@@ -78,10 +78,9 @@ impl Running {
         let instance = Instance::new(&front)?;
         // Made before anything can create a device, to remove it if what follows fails.
         let devices = Devices(instance.clone());
-        // The major before the control node, which can be used to add devices as soon as it is there.
+        let control = misc::Control::register(front.control, front.module, instance.clone())?;
         let probe = BlockMajor::register(front.major, front.name, control::probe)?;
         instance.set_major(probe.number());
-        let control = misc::Control::register(front.control, front.module, instance.clone())?;
         INSTANCES.lock().push(instance.clone(), GFP_KERNEL)?;
         control::precreate(&instance);
         Ok(Self {

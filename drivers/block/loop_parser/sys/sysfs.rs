@@ -140,8 +140,7 @@ unsafe extern "C" fn show<T: DiskOps, A: Attribute<T>>(
     _attr: *mut bindings::device_attribute,
     buf: *mut c_char,
 ) -> isize {
-    // SAFETY: sysfs keeps the device alive and gives a page for the content, zeroed and, until we
-    // return, nobody else's.
+    // SAFETY: sysfs keeps the device alive and gives a page of its own for the content.
     let (device, buf) = unsafe {
         (
             device_of_disk::<T>(bindings::lp_dev_to_disk(dev)),
