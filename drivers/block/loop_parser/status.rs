@@ -195,9 +195,11 @@ pub(crate) fn to_old(info: &loop_info64) -> Result<OldLoopInfo> {
 pub(crate) fn to_compat(info: &loop_info64) -> Result<CompatLoopInfo> {
     Ok(CompatLoopInfo {
         lo_number: i32::try_from(info.lo_number).map_err(|_| EOVERFLOW)?,
-        lo_device: u32::try_from(info.lo_device).map_err(|_| EOVERFLOW)?,
+        lo_device: u16::try_from(info.lo_device).map_err(|_| EOVERFLOW)?,
+        hole1: 0,
         lo_inode: u32::try_from(info.lo_inode).map_err(|_| EOVERFLOW)?,
-        lo_rdevice: u32::try_from(info.lo_rdevice).map_err(|_| EOVERFLOW)?,
+        lo_rdevice: u16::try_from(info.lo_rdevice).map_err(|_| EOVERFLOW)?,
+        hole2: 0,
         lo_offset: i32::try_from(info.lo_offset).map_err(|_| EOVERFLOW)?,
         lo_encrypt_type: 0,
         lo_encrypt_key_size: 0,

@@ -58,9 +58,12 @@ pub(crate) struct OldLoopInfo {
 #[repr(C)]
 pub(crate) struct CompatLoopInfo {
     pub(crate) lo_number: i32,
-    pub(crate) lo_device: u32,
+    // `compat_dev_t`: 16 bits on x86.
+    pub(crate) lo_device: u16,
+    pub(crate) hole1: u16,
     pub(crate) lo_inode: u32,
-    pub(crate) lo_rdevice: u32,
+    pub(crate) lo_rdevice: u16,
+    pub(crate) hole2: u16,
     pub(crate) lo_offset: i32,
     pub(crate) lo_encrypt_type: i32,
     pub(crate) lo_encrypt_key_size: i32,
