@@ -196,14 +196,24 @@ fn missing(name: &CStr, loop_number: u32) -> Error {
     ENOPKG
 }
 
-/// Reads the first and last bytes of a file.
+/// Reads the first and last bytes of a file. One that ends before its size says, as those of sysfs
+/// do, has only the first.
 fn read_ends<'a>(file: &BackingFile, head: &'a mut [u8], tail: &'a mut [u8]) -> Result<Probe<'a>> {
     let size = file.size();
     let fit = |len: usize| len.min(usize::try_from(size).unwrap_or(usize::MAX));
     let (head_len, tail_len) = (fit(head.len()), fit(tail.len()));
     let head = head.get_mut(..head_len).ok_or(EINVAL)?;
     let tail = tail.get_mut(..tail_len).ok_or(EINVAL)?;
-    io::read_exact(file, 0, head)?;
-    io::read_exact(file, size.saturating_sub(tail_len as u64), tail)?;
-    Ok(Probe { head, tail, size })
+    let head_len = io::read(file, 0, head)?;
+    let at = size.saturating_sub(tail_len as u64);
+    let tail_len = if io::read(file, at, tail)? == tail_len {
+        tail_len
+    } else {
+        0
+    };
+    Ok(Probe {
+        head: head.get(..head_len).ok_or(EINVAL)?,
+        tail: tail.get(..tail_len).ok_or(EINVAL)?,
+        size,
+    })
 }

@@ -76,6 +76,17 @@ unsafe fn transfer(
 
 /// Fills `buf` from file position `offset`. `EIO` if the file ends before.
 pub(crate) fn read_exact(file: &BackingFile, offset: u64, buf: &mut [u8]) -> Result {
+    if read(file, offset, buf)? == buf.len() {
+        Ok(())
+    } else {
+        Err(EIO)
+    }
+}
+
+/// Fills `buf` from file position `offset`, or as much of it as there is before the file ends.
+/// Returns how much that is.
+pub(crate) fn read(file: &BackingFile, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    let len = buf.len();
     let mut pos = offset;
     let mut rest = buf;
     while !rest.is_empty() {
@@ -86,12 +97,12 @@ pub(crate) fn read_exact(file: &BackingFile, offset: u64, buf: &mut [u8]) -> Res
         // SAFETY: The segment is the exclusively borrowed rest of the buffer.
         let moved = unsafe { transfer(file, Direction::Read, pos, &[vec], rest.len()) }?;
         if moved == 0 {
-            return Err(EIO);
+            break;
         }
         pos = pos.checked_add(moved as u64).ok_or(EIO)?;
         rest = rest.get_mut(moved..).ok_or(EIO)?;
     }
-    Ok(())
+    Ok(len.saturating_sub(rest.len()))
 }
 
 /// Writes all of `bytes` at file position `offset`.
