@@ -15,10 +15,7 @@
 
 use kernel::{
     prelude::*,
-    sync::{
-        Arc,
-        GlobalGuard, //
-    }, //
+    sync::Arc, //
 };
 
 use crate::{
@@ -29,7 +26,8 @@ use crate::{
             BackingFile,
             Kind, //
         },
-        globals::VALIDATE, //
+        globals::VALIDATE,
+        mutex::MutexGuard, //
     }, //
 };
 
@@ -42,10 +40,11 @@ pub(crate) enum Occasion {
     Change,
 }
 
-/// `VALIDATE`, if the file is a loop device. Nobody else has to wait for anybody.
-pub(crate) fn validation_lock(file: &BackingFile) -> Option<GlobalGuard<VALIDATE>> {
+/// `VALIDATE`, if the file is a loop device. Nobody else has to wait for anybody. `EINTR` if the
+/// task was killed while it waited.
+pub(crate) fn validation_lock(file: &BackingFile) -> Result<Option<MutexGuard<'static, ()>>> {
     let on_loop = file.block_device().is_some_and(is_ours);
-    on_loop.then(|| VALIDATE.lock())
+    on_loop.then(|| VALIDATE.lock_killable()).transpose()
 }
 
 /// Refuses files that lead, or could lead, back to `device`, and what is neither a regular file nor

@@ -58,7 +58,7 @@ fn change(device: &Device, file: &Arc<BackingFile>) -> Result<bool> {
         device.choice(&config)
     };
     {
-        let _validate = validation_lock(file);
+        let _validate = validation_lock(file)?;
         validate_file(file, device, Occasion::Change)?;
     }
     // Whichever file is in here at the end is closed after the locks are gone: that can take the
@@ -67,7 +67,7 @@ fn change(device: &Device, file: &Arc<BackingFile>) -> Result<bool> {
     let new_image = other.user.image().clone();
     device.disk_ref().suppress_uevents(true);
     let scan = {
-        let _validate = validation_lock(file);
+        let _validate = validation_lock(file)?;
         validate_file(file, device, Occasion::Change)?;
         let mut config = device.config_killable()?;
         check(&config)?;

@@ -97,7 +97,7 @@ fn check(device: &Device, file: &BackingFile) -> Result<Choice> {
         }
         device.choice(&config)
     };
-    let _validate = validation_lock(file);
+    let _validate = validation_lock(file)?;
     validate_file(file, device, Occasion::Attach)?;
     Ok(choice)
 }
@@ -159,7 +159,7 @@ fn bind(
     flags: u32,
     block_size: u32,
 ) -> Result<bool> {
-    let validate = validation_lock(&attached.file);
+    let validate = validation_lock(&attached.file)?;
     validate_file(&attached.file, device, Occasion::Attach)?;
     let mut config = device.config_killable()?;
     if config.phase() != Phase::Unbound {

@@ -27,7 +27,7 @@ use crate::{
 /// open, nobody else can open it from now on.
 pub(crate) fn clear_fd(device: &Device) -> Result {
     // Others who are binding to this very device must see the rundown.
-    let _validate = VALIDATE.lock();
+    let _validate = VALIDATE.lock_killable()?;
     let mut config = device.config_killable()?;
     config.bound()?;
     config.flags |= LO_FLAGS_AUTOCLEAR;

@@ -17,6 +17,7 @@ use kernel::{
     }, //
 };
 
+use super::mutex::KillableMutex;
 use crate::{
     image::ImageList,
     instance::Instance,
@@ -41,12 +42,11 @@ global_lock! {
     pub(crate) unsafe(uninit) static IMAGES: Mutex<ImageList> = ImageList::new();
 }
 
-global_lock! {
-    // SAFETY: Initialised by `init` before anything of the driver can be reached.
-    /// Held while the chain of loop devices below a file is walked, and while a device is bound to
-    /// another loop device, so that no cycle can come into being.
-    pub(crate) unsafe(uninit) static VALIDATE: Mutex<()> = ();
-}
+/// Held while the chain of loop devices below a file is walked, and while a device is bound to
+/// another loop device, so that no cycle can come into being. That can take long if the store of
+/// the one below hangs, so those who wait can be killed.
+// SAFETY: Initialised by `init` before anything of the driver can be reached.
+pub(crate) static VALIDATE: KillableMutex<()> = unsafe { KillableMutex::uninit(()) };
 
 static INITIALISED: AtomicFlag = AtomicFlag::new(false);
 
@@ -61,6 +61,6 @@ pub(crate) fn init() {
         INSTANCES.init();
         PARSERS.init();
         IMAGES.init();
-        VALIDATE.init();
+        VALIDATE.init(c"VALIDATE", kernel::static_lock_class!());
     }
 }

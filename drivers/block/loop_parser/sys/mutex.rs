@@ -55,6 +55,28 @@ impl<T> KillableMutex<T> {
         })
     }
 
+    /// A lock for a static, to be initialised by [`KillableMutex::init`].
+    ///
+    /// # Safety
+    ///
+    /// `init` is called before any other method.
+    pub(super) const unsafe fn uninit(data: T) -> Self {
+        Self {
+            raw: Opaque::uninit(),
+            data: UnsafeCell::new(data),
+        }
+    }
+
+    /// Initialises what `uninit` made.
+    ///
+    /// # Safety
+    ///
+    /// Called once, and only for what `uninit` made.
+    pub(super) unsafe fn init(&'static self, name: &'static CStr, key: Pin<&'static LockClassKey>) {
+        // SAFETY: `self` is static and so does not move; nobody uses the lock yet.
+        unsafe { bindings::lp_mutex_init(self.raw.get(), name.as_char_ptr(), key.as_ptr()) }
+    }
+
     /// Locks; `EINTR` if the task was killed while it waited.
     pub(crate) fn lock_killable(&self) -> Result<MutexGuard<'_, T>> {
         // SAFETY: The mutex was initialised by `new`.
