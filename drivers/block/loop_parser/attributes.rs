@@ -4,6 +4,8 @@
 //!
 //! `parser` is there all the time; the C driver's files while a file is attached (tools take
 //! `backing_file` for the sign of that); what describes an image, while that is not a raw one.
+//!
+//! Reading them never waits for an attach, a detach or an ioctl that hangs: see [`Shown`].
 
 use core::fmt::Write;
 
@@ -14,7 +16,6 @@ use kernel::{
 
 use crate::{
     device::{
-        Config,
         Device,
         Phase, //
     },
@@ -112,15 +113,14 @@ fn emit_image(
     page: &mut Page<'_>,
     what: impl FnOnce(&Image) -> &'static str,
 ) -> Result {
-    let config = device.config();
-    match &config.attached {
-        Some(attached) => emit(page, format_args!("{}\n", what(attached.user.image()))),
+    match &device.shown().image {
+        Some(image) => emit(page, format_args!("{}\n", what(image))),
         None => Ok(()),
     }
 }
 
 fn emit_flag(device: &Device, page: &mut Page<'_>, flag: u32) -> Result {
-    let set = device.config().has_flag(flag);
+    let set = device.shown().flags & flag != 0;
     emit(page, format_args!("{}\n", u32::from(set)))
 }
 
@@ -131,14 +131,14 @@ impl Attribute<Device> for Parser {
     const NAME: &'static CStr = c"parser";
 
     fn show(device: &Device, page: &mut Page<'_>) -> Result {
-        let config: &Config = &device.config();
-        match &config.attached {
-            Some(attached) => emit_name(page, attached.user.image().parser_name()),
-            None => {
-                let choice = device.choice(config);
-                emit_name(page, choice.text())
+        let choice = {
+            let shown = device.shown();
+            if let Some(image) = &shown.image {
+                return emit_name(page, image.parser_name());
             }
-        }
+            shown.choice
+        };
+        emit_name(page, device.choice_or_default(choice).text())
     }
 }
 
@@ -150,7 +150,7 @@ fn emit_name(page: &mut Page<'_>, name: &BStr) -> Result {
 impl WritableAttribute<Device> for Parser {
     fn store(device: &Device, bytes: &[u8]) -> Result {
         let choice = Choice::parse(bytes)?;
-        let mut config = device.config();
+        let mut config = device.config_killable()?;
         if config.phase() != Phase::Unbound {
             return Err(EBUSY);
         }
@@ -165,9 +165,9 @@ impl Attribute<Device> for BackingFile {
     const NAME: &'static CStr = c"backing_file";
 
     fn show(device: &Device, page: &mut Page<'_>) -> Result {
+        let shown = device.shown();
         // There until the last close of a device that is being detached, as with the C driver.
-        let file = device.config().attached.as_ref().map(|at| at.file.clone());
-        let Some(file) = file else {
+        let Some(file) = &shown.file else {
             return Ok(());
         };
         let buffer = page.buffer();
@@ -189,7 +189,7 @@ impl Attribute<Device> for Offset {
     const NAME: &'static CStr = c"offset";
 
     fn show(device: &Device, page: &mut Page<'_>) -> Result {
-        let offset = device.config().offset;
+        let offset = device.shown().offset;
         emit(page, format_args!("{offset}\n"))
     }
 }
@@ -200,7 +200,7 @@ impl Attribute<Device> for SizeLimit {
     const NAME: &'static CStr = c"sizelimit";
 
     fn show(device: &Device, page: &mut Page<'_>) -> Result {
-        let limit = device.config().size_limit;
+        let limit = device.shown().size_limit;
         emit(page, format_args!("{limit}\n"))
     }
 }

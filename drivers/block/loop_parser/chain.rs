@@ -70,11 +70,7 @@ pub(crate) fn validate_file(file: &BackingFile, device: &Device, occasion: Occas
         if core::ptr::eq(lower, device) {
             return Err(EBADF);
         }
-        let next = match lower.config().bound() {
-            Ok(attached) => attached.file.clone(),
-            Err(_) => return Err(EINVAL),
-        };
-        below = Some(next);
+        below = Some(lower.bound_file().ok_or(EINVAL)?);
     }
     match file.kind() {
         Kind::Regular | Kind::Block => Ok(()),

@@ -229,13 +229,16 @@ fn bind_locked(
     }
     disk.media_change();
     disk.set_read_only(config.has_flag(LO_FLAGS_READ_ONLY));
-    attributes::show(device, attached.user.image());
-    disk.set_capacity(config.capacity(&attached));
+    let image = attached.user.image().clone();
+    let capacity = config.capacity(&attached);
     config.attached = Some(attached);
-    device.set_phase(config, Phase::Bound);
     if device.always_scans() {
         config.flags |= LO_FLAGS_PARTSCAN;
     }
+    device.publish(config);
+    attributes::show(device, &image);
+    disk.set_capacity(capacity);
+    device.set_phase(config, Phase::Bound);
     let scan = config.has_flag(LO_FLAGS_PARTSCAN);
     if scan {
         disk.set_partition_scan(true);

@@ -9,13 +9,20 @@
 //!     -> VALIDATE (while binding to another loop device, or clearing)
 //!       -> Device::config (the C driver's lo_mutex)
 //!         -> queue limits lock -> queue freeze
+//!           -> Device::shown (the C driver's lo_lock)
 //! ```
 //!
 //! `fput` and everything that may wait for sysfs readers happens outside `config`. Requests look at
 //! the [`Binding`] only, which is replaced while the queue is frozen.
 
+use core::ops::{
+    Deref,
+    DerefMut, //
+};
+
 use kernel::{
     impl_has_work,
+    new_spinlock,
     new_work,
     prelude::*,
     sync::{
@@ -30,7 +37,8 @@ use kernel::{
         },
         Arc,
         ArcBorrow,
-        SetOnce, //
+        SetOnce,
+        SpinLock, //
     },
     workqueue::{
         Work,
@@ -177,6 +185,20 @@ impl Config {
         }
     }
 
+    /// What sysfs is to show of this configuration.
+    fn to_show(&self) -> Shown {
+        let attached = self.attached.as_ref();
+        Shown {
+            file: attached.map(|attached| attached.file.clone()),
+            image: attached.map(|attached| attached.user.image().clone()),
+            offset: self.offset,
+            size_limit: self.size_limit,
+            flags: self.flags,
+            file_name: self.file_name,
+            choice: self.choice,
+        }
+    }
+
     /// Puts a changed configuration of a bound device in force. The files and images whose last
     /// reference this could drop are still referred to by `attached`.
     pub(crate) fn enforce(&mut self, frozen: &Frozen<'_, Device>) {
@@ -189,6 +211,51 @@ impl Config {
         if let Some(attached) = &self.attached {
             let binding = self.binding(attached);
             frozen.update(|old| *old = binding);
+        }
+    }
+}
+
+/// The part of the configuration that sysfs shows, for those who must not wait for the mutex: that
+/// is held while files are synced and queues are frozen, which can hang with the backing store.
+///
+/// A copy: it follows when a [`ConfigGuard`] that was changed through is dropped.
+pub(crate) struct Shown {
+    /// Until it is being detached.
+    pub(crate) file: Option<Arc<BackingFile>>,
+    pub(crate) image: Option<Arc<Image>>,
+    pub(crate) offset: u64,
+    pub(crate) size_limit: u64,
+    pub(crate) flags: u32,
+    pub(crate) file_name: [u8; FILE_NAME_SIZE],
+    pub(crate) choice: Option<Choice>,
+}
+
+/// The locked configuration.
+pub(crate) struct ConfigGuard<'a> {
+    device: &'a Device,
+    config: MutexGuard<'a, Config>,
+    changed: bool,
+}
+
+impl Deref for ConfigGuard<'_> {
+    type Target = Config;
+
+    fn deref(&self) -> &Config {
+        &self.config
+    }
+}
+
+impl DerefMut for ConfigGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Config {
+        self.changed = true;
+        &mut self.config
+    }
+}
+
+impl Drop for ConfigGuard<'_> {
+    fn drop(&mut self) {
+        if self.changed {
+            self.device.publish(&self.config);
         }
     }
 }
@@ -250,6 +317,9 @@ pub(crate) struct Device {
     changing: KillableMutex<()>,
     #[pin]
     config: KillableMutex<Config>,
+    /// Innermost of the locks, never held over anything that sleeps.
+    #[pin]
+    shown: SpinLock<Shown>,
     #[pin]
     backlog: Backlog<Device>,
     queue: SetOnce<WorkQueue>,
@@ -303,6 +373,7 @@ impl Device {
                     c"loop_config",
                     kernel::static_lock_class!(),
                 ),
+                shown <- new_spinlock!(Config::new().to_show()),
                 backlog <- Backlog::new(),
                 queue: SetOnce::new(),
                 worker0 <- new_work!("loop_worker"),
@@ -341,8 +412,12 @@ impl Device {
 
     /// The parser that serves the next file: what the user chose, or the default.
     pub(crate) fn choice(&self, config: &Config) -> Choice {
-        let default = || Choice::default(self.instance.params());
-        config.choice.unwrap_or_else(default)
+        self.choice_or_default(config.choice)
+    }
+
+    /// What the user chose, or the default. May sleep.
+    pub(crate) fn choice_or_default(&self, choice: Option<Choice>) -> Choice {
+        choice.unwrap_or_else(|| Choice::default(self.instance.params()))
     }
 
     /// Keeps other changes of the file away.
@@ -351,13 +426,41 @@ impl Device {
     }
 
     /// Locks the configuration; `EINTR` if the task was killed meanwhile.
-    pub(crate) fn config_killable(&self) -> Result<MutexGuard<'_, Config>> {
-        self.config.lock_killable()
+    pub(crate) fn config_killable(&self) -> Result<ConfigGuard<'_>> {
+        Ok(self.guard(self.config.lock_killable()?))
     }
 
     /// Locks the configuration.
-    pub(crate) fn config(&self) -> MutexGuard<'_, Config> {
-        self.config.lock()
+    pub(crate) fn config(&self) -> ConfigGuard<'_> {
+        self.guard(self.config.lock())
+    }
+
+    fn guard<'a>(&'a self, config: MutexGuard<'a, Config>) -> ConfigGuard<'a> {
+        ConfigGuard {
+            device: self,
+            config,
+            changed: false,
+        }
+    }
+
+    /// What sysfs shows. Not to be kept over anything that sleeps.
+    pub(crate) fn shown(&self) -> impl Deref<Target = Shown> + '_ {
+        self.shown.lock()
+    }
+
+    /// Makes sysfs show a changed configuration before its lock is dropped: before user space is
+    /// told to look.
+    pub(crate) fn publish(&self, config: &Config) {
+        let new = config.to_show();
+        let old = core::mem::replace(&mut *self.shown.lock(), new);
+        // Not under the spinlock: what it refers to may sleep when it goes.
+        drop(old);
+    }
+
+    /// The file of a bound device, without waiting for the configuration.
+    pub(crate) fn bound_file(&self) -> Option<Arc<BackingFile>> {
+        let bound = self.phase.load(Acquire) == Phase::Bound as u32;
+        bound.then(|| self.shown().file.clone()).flatten()
     }
 
     /// Moves the device on in its life.

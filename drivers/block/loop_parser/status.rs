@@ -117,6 +117,7 @@ fn apply(device: &Device, config: &mut Config, info: &loop_info64) -> Result<boo
         config.flags &= !LO_FLAGS_DIRECT_IO;
     }
     config.enforce(&frozen);
+    device.publish(config);
     Ok(scan)
 }
 
