@@ -278,12 +278,17 @@ fn announce(device: &Device, config: &Config) {
     }
 }
 
-/// Looks for partitions; the caller holds no lock.
+/// Looks for partitions; the caller holds no lock. The log line is the C driver's.
 pub(crate) fn reread_partitions(device: &Device) {
     if let Err(error) = device.disk_ref().reread_partitions() {
+        let name = device.shown().file_name;
         pr_warn!(
-            "loop{}: partition scan failed ({error:?})\n",
-            device.number()
+            "loop_reread_partitions: partition scan of loop{} ({}) failed (rc={})\n",
+            device.number(),
+            kernel::str::BStr::from_bytes(
+                CStr::from_bytes_until_nul(&name).map_or(&[], CStr::to_bytes)
+            ),
+            error.to_errno()
         );
     }
 }
