@@ -52,6 +52,10 @@ pub(crate) struct DioAlign {
     pub(crate) memory_mask: u32,
 }
 
+/// A file's method for writing.
+pub(super) type WriteIter =
+    Option<unsafe extern "C" fn(*mut bindings::kiocb, *mut bindings::iov_iter) -> isize>;
+
 /// What `LOOP_GET_STATUS` says about a file.
 pub(crate) struct Identity {
     pub(crate) device: u64,
@@ -82,6 +86,12 @@ impl BackingFile {
 
     pub(super) fn as_ptr(&self) -> *mut bindings::file {
         self.0.as_ptr()
+    }
+
+    /// The method for writing; only if the descriptor is open for that, which the method itself does
+    /// not check.
+    pub(super) fn write_iter(&self) -> WriteIter {
+        self.ops().write_iter.filter(|_| self.is_writable())
     }
 
     pub(super) fn ops(&self) -> &bindings::file_operations {
@@ -139,8 +149,10 @@ impl BackingFile {
 
     /// What the file is.
     pub(crate) fn kind(&self) -> Kind {
-        // SAFETY: By the invariant the inode is valid; its type never changes.
-        match u32::from(unsafe { (*self.host()).i_mode }) & bindings::S_IFMT {
+        // SAFETY: By the invariant the inode is valid. Its permissions may change meanwhile, its
+        // type never does.
+        let mode = unsafe { (&raw const (*self.host()).i_mode).read_volatile() };
+        match u32::from(mode) & bindings::S_IFMT {
             bindings::S_IFREG => Kind::Regular,
             bindings::S_IFBLK => Kind::Block,
             _ => Kind::Other,
@@ -171,7 +183,9 @@ impl BackingFile {
     fn fs_device(&self) -> Option<&BlockDevice> {
         // SAFETY: By the invariant the inode and with it its super block are valid.
         let bdev = unsafe { (*(*self.host()).i_sb).s_bdev };
-        // SAFETY: `s_bdev` lives as long as the mounted file system, which the open file pins.
+        // SAFETY: `s_bdev` is open as long as the file system is mounted, which the open file sees
+        // to. (btrfs can replace it while it is mounted, and close the old one. That is then there
+        // as long as its disk; the C driver looks at it in the same way.)
         (!bdev.is_null()).then(|| unsafe { BlockDevice::from_raw(bdev) })
     }
 
@@ -293,7 +307,13 @@ impl BackingFile {
         let fallocate = self.ops().fallocate.ok_or(EOPNOTSUPP)?;
         let offset = i64::try_from(offset).map_err(|_| EINVAL)?;
         let len = i64::try_from(len).map_err(|_| EINVAL)?;
-        // SAFETY: The file is valid and open; the method may sleep.
+        // What `vfs_fallocate` checks and the method relies on.
+        if !self.is_writable() {
+            return Err(EBADF);
+        }
+        offset.checked_add(len).ok_or(EFBIG)?;
+        // SAFETY: The file is valid and open for writing, the range does not wrap around; the
+        // method may sleep.
         let ret = unsafe { fallocate(self.as_ptr(), mode, offset, len) };
         to_result(i32::try_from(ret).map_err(|_| EIO)?)
     }
@@ -325,8 +345,8 @@ impl BackingFile {
 
     /// Sets the allocation flags of the file's page cache.
     pub(crate) fn set_gfp_mask(&self, mask: bindings::gfp_t) {
-        // SAFETY: By the invariant the mapping is valid. The flags are changed under the lock of
-        // the list of images only.
+        // SAFETY: By the invariant the mapping is valid. The flags are one word, which the list of
+        // images changes under its lock, and nobody else after the inode was set up.
         unsafe { bindings::lp_mapping_set_gfp_mask(self.mapping(), mask) };
     }
 

@@ -60,7 +60,7 @@ unsafe fn transfer(
         match direction {
             Direction::Read => file.ops().read_iter.ok_or(EINVAL)?(iocb, iter.as_mut_ptr()),
             Direction::Write => {
-                let write_iter = file.ops().write_iter.ok_or(EINVAL)?;
+                let write_iter = file.write_iter().ok_or(EBADF)?;
                 bindings::lp_kiocb_start_write(iocb);
                 let ret = write_iter(iocb, iter.as_mut_ptr());
                 bindings::lp_kiocb_end_write(iocb);
