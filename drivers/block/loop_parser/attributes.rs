@@ -31,6 +31,7 @@ use crate::{
             Attribute,
             File,
             Group,
+            GroupList,
             Page,
             WritableAttribute, //
         }, //
@@ -65,7 +66,7 @@ static BOUND: Group = Group::new(
 static IMAGE: Group = Group::new(DIRECTORY, &[Some(&VARIANT), Some(&SIZE_SOURCE), None]);
 
 /// What a disk appears with.
-pub(crate) static GROUPS: &[Option<&Group>] = &[Some(&ALWAYS), None];
+pub(crate) static GROUPS: GroupList = GroupList::new(&[Some(&ALWAYS), None]);
 
 /// Shows the files of a bound device. Without them the device still works, as with the C driver.
 pub(crate) fn show(device: &Device, image: &Image) {

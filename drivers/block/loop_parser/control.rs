@@ -118,7 +118,7 @@ fn create(instance: &Arc<Instance>, number: u32) -> Result<Arc<Device>> {
         first_minor,
         minors: 1 << instance.part_shift(),
     };
-    Disk::add(&device, &address, attributes::GROUPS)?;
+    Disk::add(&device, &address, &attributes::GROUPS)?;
     Ok(device)
 }
 
@@ -138,7 +138,7 @@ fn remove(instance: &Instance, number: u32) -> Result {
         }
         return Err(error);
     }
-    destroy(instance, &device);
+    destroy(instance, device);
     Ok(())
 }
 
@@ -151,7 +151,7 @@ fn mark_deleting(device: &Device) -> Result {
     Ok(())
 }
 
-fn destroy(instance: &Instance, device: &Arc<Device>) {
+fn destroy(instance: &Instance, device: Arc<Device>) {
     let number = device.number();
     Disk::remove(device, || instance.devices().lock().give_back(number));
 }
@@ -175,7 +175,7 @@ pub(crate) fn remove_all(instance: &Instance) {
             break;
         };
         if let Some(device) = slot.device {
-            destroy(instance, &device);
+            destroy(instance, device);
         }
     }
 }

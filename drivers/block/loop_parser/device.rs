@@ -68,6 +68,7 @@ use crate::{
             LP_FALLOC_FL_ZERO_RANGE, //
         },
         disk::{
+            Closing,
             Disk,
             DiskOps,
             Frozen, //
@@ -623,7 +624,7 @@ impl DiskOps for Device {
         }
     }
 
-    fn release(this: ArcBorrow<'_, Self>) {
+    fn release(this: ArcBorrow<'_, Self>, closing: &Closing<'_, Self>) {
         if this.disk.openers() > 0 {
             return;
         }
@@ -634,7 +635,7 @@ impl DiskOps for Device {
         let detach = config.phase() == Phase::Rundown;
         drop(config);
         if detach {
-            unbind::detach(this);
+            unbind::detach(this, closing);
         }
     }
 

@@ -18,6 +18,7 @@ use crate::{
     },
     sys::{
         bindings::LO_FLAGS_AUTOCLEAR,
+        disk::Closing,
         globals::VALIDATE,
         limits::LimitsUpdate, //
     }, //
@@ -39,7 +40,7 @@ pub(crate) fn clear_fd(device: &Device) -> Result {
 
 /// Detaches the file of a device in rundown. Called from the last close, with the disk's
 /// `open_mutex` held; nobody else can change the device meanwhile.
-pub(crate) fn detach(device: ArcBorrow<'_, Device>) {
+pub(crate) fn detach(device: ArcBorrow<'_, Device>, closing: &Closing<'_, Device>) {
     let disk = device.disk_ref();
     let attached = forget(&mut device.config());
 
@@ -51,7 +52,7 @@ pub(crate) fn detach(device: ArcBorrow<'_, Device>) {
     disk.uevent_change();
     disk.media_change();
     // All partitions, those added by hand included. There is nobody to return an error to.
-    if let Err(error) = disk.drop_partitions_in_release() {
+    if let Err(error) = closing.drop_partitions() {
         pr_warn!(
             "loop{}: dropping the partitions failed ({error:?})\n",
             device.number()

@@ -22,7 +22,11 @@ use kernel::{
     str::CString,
     sync::{
         atomic::{
-            ordering::Relaxed,
+            ordering::{
+                Full,
+                Relaxed,
+                Release, //
+            },
             Atomic, //
         },
         Arc,
@@ -45,7 +49,10 @@ use super::{
         Request,
         COMMAND_SIZE, //
     },
-    sysfs::Group, //
+    sysfs::{
+        Group,
+        GroupList, //
+    }, //
 };
 
 /// A driver of disks. `Self` is the device; the disk keeps a reference to it until it is freed.
@@ -58,7 +65,7 @@ pub(crate) trait DiskOps: Send + Sync + Sized + 'static {
     /// A block device file was opened.
     fn open(&self) -> Result;
     /// A block device file was closed; called with the disk's `open_mutex` held.
-    fn release(this: ArcBorrow<'_, Self>);
+    fn release(this: ArcBorrow<'_, Self>, closing: &Closing<'_, Self>);
     /// An ioctl of a native program.
     fn ioctl(&self, bdev: &BlockDevice, mode: OpenMode, cmd: u32, arg: usize) -> Result;
     /// An ioctl of a 32-bit program.
@@ -67,7 +74,7 @@ pub(crate) trait DiskOps: Send + Sync + Sized + 'static {
     fn queue_rq(this: ArcBorrow<'_, Self>, request: Request<Self>);
     /// A direct I/O that was in flight has ended. May run in interrupt context.
     fn direct_done(request: Request<Self>, moved: Result<usize>);
-    /// The disk is going away; wait for everything that may still run.
+    /// The disk is going away, no request is left: wait for everything of this device that runs.
     fn shutdown(&self);
 }
 
@@ -75,8 +82,12 @@ pub(crate) trait DiskOps: Send + Sync + Sized + 'static {
 ///
 /// # Invariants
 ///
-/// `raw` is a valid gendisk until `self` is dropped: before `add` because `self` owns it, after
-/// `add` because the device lives until the gendisk's `free_disk`.
+/// `raw` is a valid gendisk, and its queue and tag set are those made with it. Until `add`, `self`
+/// owns all of it, and if that fails, until `self` is dropped. From then on the first reference to
+/// the gendisk is that of `add`, and [`Disk::remove`] drops it, last of all: the caller's reference
+/// to the device goes with it, and by then [`DiskOps::shutdown`] has waited for the device's work,
+/// and `unlisted` has taken it out of all lists. Who else has the device came in through the disk,
+/// which is open, or has a file in sysfs, meanwhile.
 pub(crate) struct Disk<T: DiskOps> {
     raw: NonNull<bindings::gendisk>,
     tags: KBox<Opaque<bindings::blk_mq_tag_set>>,
@@ -92,9 +103,9 @@ pub(crate) struct Fops<T> {
     _driver: PhantomData<T>,
 }
 
-// SAFETY: The block layer only reads it.
+// SAFETY: Pointers to functions and to a module, none of which belong to a thread.
 unsafe impl<T> Send for Fops<T> {}
-// SAFETY: See above.
+// SAFETY: Nobody writes to it once it was made; the block layer takes it as `const`.
 unsafe impl<T> Sync for Fops<T> {}
 
 impl<T: DiskOps> Fops<T> {
@@ -117,14 +128,19 @@ impl<T: DiskOps> Fops<T> {
     }
 }
 
+/// States of a disk; each is entered once, and none is left for an earlier one.
 const NEW: u32 = 0;
-const ADDED: u32 = 1;
-const REMOVED: u32 = 2;
+const ADDING: u32 = 1;
+/// Adding it failed; it is not tried again.
+const FAILED: u32 = 2;
+const ADDED: u32 = 3;
+const REMOVED: u32 = 4;
 
-// SAFETY: A gendisk may be used from any thread; what is done to it here is synchronised by the
-// block layer.
+// SAFETY: A gendisk may be used from any thread, and the rest of the fields are `Send`.
 unsafe impl<T: DiskOps> Send for Disk<T> {}
-// SAFETY: See above.
+// SAFETY: The functions called on a shared gendisk take the locks they need themselves, but for
+// `bdev_disk_changed`, for which the callers here hold `open_mutex`. The tag set is touched by
+// those who own the disk only: `alloc`, `remove`, `drop`.
 unsafe impl<T: DiskOps> Sync for Disk<T> {}
 
 /// Where a disk appears: `/dev/NAMEnumber`, device numbers.
@@ -142,7 +158,7 @@ pub(crate) struct Address<'a> {
 }
 
 impl<T: DiskOps> Disk<T> {
-    const MQ_OPS: bindings::blk_mq_ops = bindings::blk_mq_ops {
+    const MQ_OPS: &'static bindings::blk_mq_ops = &bindings::blk_mq_ops {
         queue_rq: Some(queue_rq::<T>),
         ..pin_init::zeroed()
     };
@@ -151,7 +167,7 @@ impl<T: DiskOps> Disk<T> {
     pub(crate) fn alloc(fops: Arc<Fops<T>>, depth: u32, max_sectors: u32) -> Result<Self> {
         let tags = KBox::new(
             Opaque::new(bindings::blk_mq_tag_set {
-                ops: &Self::MQ_OPS,
+                ops: Self::MQ_OPS,
                 nr_hw_queues: 1,
                 queue_depth: depth,
                 numa_node: bindings::LP_NUMA_NO_NODE,
@@ -167,15 +183,15 @@ impl<T: DiskOps> Disk<T> {
             max_hw_sectors: max_sectors,
             ..pin_init::zeroed()
         };
-        // SAFETY: The tag set and the limits are valid. The driver's data are set before the disk
-        // is added, and so before any request.
+        // SAFETY: The tag set and the limits are valid. The driver's data and operations are set
+        // before the disk is added, and so before any request or open.
         let raw = from_err_ptr(unsafe {
             bindings::lp_blk_mq_alloc_disk(tags.get(), &mut limits, core::ptr::null_mut())
         });
         let raw = match raw.map(NonNull::new) {
             Ok(Some(raw)) => raw,
             other => {
-                // SAFETY: It was allocated above and is not used by any queue.
+                // SAFETY: It was allocated above, and no queue uses it: making the disk failed.
                 unsafe { bindings::blk_mq_free_tag_set(tags.get()) };
                 return Err(other.err().unwrap_or(ENOMEM));
             }
@@ -208,17 +224,27 @@ impl<T: DiskOps> Disk<T> {
         unsafe { &raw mut (*bindings::lp_disk_to_dev(self.as_ptr())).kobj }
     }
 
-    /// Makes the disk of `device` appear, with the sysfs groups `groups`.
+    /// Makes the disk of `device` appear, with the sysfs groups `groups`. Can be tried once.
     pub(crate) fn add(
         device: &Arc<T>,
         address: &Address<'_>,
-        groups: &'static [Option<&'static Group>],
+        groups: &'static GroupList,
     ) -> Result {
         let disk = device.disk();
+        if !is_part_of(disk, &**device) {
+            return Err(EINVAL);
+        }
         let name = CString::try_from_fmt(fmt!("{}{}", address.name, address.number))?;
+        let bytes = name.to_bytes_with_nul();
+        if disk.state.cmpxchg(NEW, ADDING, Full) != Ok(NEW) {
+            return Err(EBUSY);
+        }
         let data = Arc::into_raw(device.clone());
-        // SAFETY: By the invariant the gendisk is valid, and as it was not added yet, nobody else
-        // uses it. The reference in `data` is dropped by `free_disk`, or below.
+        // SAFETY: By the invariant the gendisk is valid. The state says that it was not added yet
+        // and that nobody else is doing so, so nobody else uses it. The reference in `data` is
+        // dropped by `free_disk`, or below. The disk is part of what `data` refers to, so it, and
+        // the operations it keeps, live until then, too. A name that is too long is seen below,
+        // before anybody reads it.
         let ret = unsafe {
             let raw = disk.as_ptr();
             (*raw).major = address.major as c_int;
@@ -226,43 +252,45 @@ impl<T: DiskOps> Disk<T> {
             (*raw).minors = address.minors as c_int;
             (*raw).fops = &raw const disk.fops.raw;
             (*raw).private_data = data.cast_mut().cast();
-            (*(*raw).queue).queuedata = data.cast_mut().cast();
+            (*(*raw).queue).queuedata = core::ptr::from_ref(disk).cast_mut().cast();
             (*raw).events = bindings::LP_DISK_EVENT_MEDIA_CHANGE as u16;
             (*raw).event_flags = bindings::LP_DISK_EVENT_FLAG_UEVENT as u16;
-            let bytes = name.to_bytes();
-            for (to, from) in (*raw).disk_name.iter_mut().zip(bytes) {
-                *to = *from;
+            let disk_name: &mut [_] = &mut (*raw).disk_name;
+            match disk_name.get_mut(..bytes.len()) {
+                Some(disk_name) => {
+                    disk_name.copy_from_slice(bytes);
+                    bindings::device_add_disk(core::ptr::null_mut(), raw, groups.as_ptr())
+                }
+                None => ENAMETOOLONG.to_errno(),
             }
-            // `Option<&Group>` has the layout of the pointer C expects, `None` that of null.
-            let groups = groups.as_ptr().cast_mut().cast();
-            bindings::device_add_disk(core::ptr::null_mut(), raw, groups)
         };
         if let Err(error) = to_result(ret) {
-            // SAFETY: The disk was not added, so nothing refers to the device through it.
+            disk.state.store(FAILED, Relaxed);
+            // SAFETY: The disk was not added, so nothing refers to the device through it, and
+            // `free_disk` is not called.
             drop(unsafe { Arc::from_raw(data) });
             return Err(error);
         }
-        disk.state.store(ADDED, Relaxed);
+        disk.state.store(ADDED, Release);
         Ok(())
     }
 
-    /// Makes the disk disappear and drops what `add` gave it, once the last user has closed it.
-    pub(crate) fn remove(device: &Arc<T>, unlisted: impl FnOnce()) {
+    /// Makes the disk disappear. The gendisk, and with it what `add` gave it, goes when the last
+    /// user has closed it; so `unlisted` has to forget the device.
+    pub(crate) fn remove(device: Arc<T>, unlisted: impl FnOnce()) {
         let disk = device.disk();
-        if disk
-            .state
-            .cmpxchg(ADDED, REMOVED, kernel::sync::atomic::ordering::Full)
-            != Ok(ADDED)
-        {
+        if disk.state.cmpxchg(ADDED, REMOVED, Full) != Ok(ADDED) {
             return;
         }
-        // SAFETY: The disk was added and is removed once.
-        unsafe {
-            bindings::del_gendisk(disk.as_ptr());
-            bindings::blk_mq_free_tag_set(disk.tags.get());
-        }
+        // SAFETY: The state says that the disk was added, and that it is removed once.
+        unsafe { bindings::del_gendisk(disk.as_ptr()) };
+        // No request is left. Before the queue can go: this is for work that may use it.
+        device.shutdown();
+        // SAFETY: `del_gendisk` has ended the only queue that used the tag set.
+        unsafe { bindings::blk_mq_free_tag_set(disk.tags.get()) };
         unlisted();
-        // SAFETY: The reference `add` took; `device` keeps `disk` alive through this call.
+        // SAFETY: This is the reference that `alloc` got. `device` keeps `disk` alive through this
+        // call, and is not used after it.
         unsafe { bindings::put_disk(disk.as_ptr()) };
     }
 
@@ -338,22 +366,28 @@ impl<T: DiskOps> Disk<T> {
         }
     }
 
-    /// Drops all partitions of a disk without media, from [`DiskOps::release`].
-    pub(crate) fn drop_partitions_in_release(&self) -> Result {
-        // SAFETY: By the invariant; `release` is called with `open_mutex` held.
-        to_result(unsafe { bindings::bdev_disk_changed(self.as_ptr(), false) })
+    /// Whether the disk has a directory in sysfs, which whoever has it open can rely on.
+    fn is_in_sysfs(&self) -> bool {
+        // SAFETY: By the invariant; a pointer that is only compared.
+        unsafe { !(&raw const (*self.kobj()).sd).read_volatile().is_null() }
     }
 
     /// Adds the files of `group` to its directory, which one of the groups given to `add` made.
+    /// `ENODEV` for a disk that does not appear.
     pub(crate) fn merge_group(&self, group: &'static Group) -> Result {
-        // SAFETY: By the invariant; the group is static.
+        if !self.is_in_sysfs() {
+            return Err(ENODEV);
+        }
+        // SAFETY: By the invariant; the disk is in sysfs; the group is static.
         to_result(unsafe { bindings::sysfs_merge_group(self.kobj(), group.as_ptr()) })
     }
 
     /// Removes what [`Disk::merge_group`] added. Waits for those who are reading the files.
     pub(crate) fn unmerge_group(&self, group: &'static Group) {
-        // SAFETY: By the invariant; the group is static.
-        unsafe { bindings::sysfs_unmerge_group(self.kobj(), group.as_ptr()) };
+        if self.is_in_sysfs() {
+            // SAFETY: As in `merge_group`.
+            unsafe { bindings::sysfs_unmerge_group(self.kobj(), group.as_ptr()) };
+        }
     }
 
     /// Gives requests something to look at; `value` comes back if there is something already.
@@ -375,8 +409,9 @@ impl<T: DiskOps> Disk<T> {
 
 impl<T: DiskOps> Drop for Disk<T> {
     fn drop(&mut self) {
-        if *self.state.get_mut() == NEW {
-            // SAFETY: The disk was never added, so it is still ours, and so is the tag set.
+        if matches!(*self.state.get_mut(), NEW | FAILED) {
+            // SAFETY: The disk was never added, so it is still ours, and so is the tag set. In
+            // this order: the queue uses the tag set until the disk is gone.
             unsafe {
                 bindings::put_disk(self.as_ptr());
                 bindings::blk_mq_free_tag_set(self.tags.get());
@@ -385,7 +420,37 @@ impl<T: DiskOps> Drop for Disk<T> {
     }
 }
 
+/// Whether `disk` is inside the memory of `device`, and so lives as long.
+fn is_part_of<T: DiskOps>(disk: &Disk<T>, device: &T) -> bool {
+    let at = core::ptr::from_ref(disk) as usize;
+    let start = core::ptr::from_ref(device) as usize;
+    let offset = at.checked_sub(start);
+    offset.is_some_and(|offset| offset <= size_of::<T>().saturating_sub(size_of::<Disk<T>>()))
+}
+
+/// The closing of a disk's block device: its `open_mutex` is held.
+///
+/// # Invariants
+///
+/// The task holds the disk's `open_mutex`, and does not drop it while this lives.
+pub(crate) struct Closing<'a, T: DiskOps> {
+    disk: &'a Disk<T>,
+    _not_send: NotThreadSafe,
+}
+
+impl<T: DiskOps> Closing<'_, T> {
+    /// Drops all partitions of a disk without media.
+    pub(crate) fn drop_partitions(&self) -> Result {
+        // SAFETY: The gendisk is valid, and by the invariant `open_mutex` is held.
+        to_result(unsafe { bindings::bdev_disk_changed(self.disk.as_ptr(), false) })
+    }
+}
+
 /// A frozen queue: no request is in flight.
+///
+/// # Invariants
+///
+/// The queue of `disk` was frozen for this value, which will unfreeze it.
 pub(crate) struct Frozen<'a, T: DiskOps> {
     disk: &'a Disk<T>,
     memflags: c_uint,
@@ -403,14 +468,16 @@ impl<T: DiskOps> Frozen<'_, T> {
 
     /// Replaces what requests look at.
     pub(crate) fn rebind(&self, value: Option<KBox<T::Binding>>) -> Option<KBox<T::Binding>> {
-        // SAFETY: The queue is frozen.
+        // SAFETY: By the invariant the queue is frozen, so no request is in flight, and none can
+        // come before `self` is dropped.
         unsafe { self.disk.binding.replace(value) }
     }
 }
 
 impl<T: DiskOps> Drop for Frozen<'_, T> {
     fn drop(&mut self) {
-        // SAFETY: The queue was frozen when `self` was made, by this task.
+        // SAFETY: By the invariant the queue was frozen for `self`, and by this task, as this type
+        // is not `Send`.
         unsafe { bindings::lp_blk_mq_unfreeze_queue(self.disk.queue(), self.memflags) };
     }
 }
@@ -431,21 +498,46 @@ pub(super) unsafe fn device_of_disk<'a, T: DiskOps>(disk: *mut bindings::gendisk
     }
 }
 
+/// The device behind a queue.
+///
 /// # Safety
 ///
-/// Only to be called by blk-mq through [`Disk::MQ_OPS`].
+/// `queue` is that of a disk of driver `T` that was added and is not freed yet.
+pub(super) unsafe fn device_of_queue<T: DiskOps>(queue: *mut bindings::request_queue) -> *const T {
+    // SAFETY: By the requirement; a queue knows its disk as long as that is not freed.
+    unsafe { (*(*queue).disk).private_data.cast_const().cast() }
+}
+
+/// The disk that a queue belongs to.
+///
+/// # Safety
+///
+/// As for [`device_of_queue`], for the lifetime `'a`.
+pub(super) unsafe fn disk_of_queue<'a, T: DiskOps>(
+    queue: *mut bindings::request_queue,
+) -> &'a Disk<T> {
+    // SAFETY: By the requirement; this is what `Disk::add` stored, and it is part of the device.
+    unsafe { &*(*queue).queuedata.cast::<Disk<T>>() }
+}
+
+/// # Safety
+///
+/// Only to be called by blk-mq through [`Disk::MQ_OPS`], for a disk that was added.
 unsafe extern "C" fn queue_rq<T: DiskOps>(
     _hctx: *mut bindings::blk_mq_hw_ctx,
     data: *const bindings::blk_mq_queue_data,
 ) -> bindings::blk_status_t {
     // SAFETY: blk-mq passes a valid request of one of our queues; it is started before anything
-    // else happens to it.
+    // else happens to it, and is ours from then on. The disk's `private_data` came from an `Arc`.
+    // The request may end during the call, and no longer keeps the device then; but whoever
+    // dispatches it does: a submitter has the disk open, and `del_gendisk`, after which the
+    // device may go, waits for the block layer's own work.
     unsafe {
         let Some(raw) = NonNull::new((*data).rq) else {
             return bindings::LP_BLK_STS_IOERR;
         };
         bindings::blk_mq_start_request(raw.as_ptr());
-        let device = ArcBorrow::from_raw((*(*raw.as_ptr()).q).queuedata.cast_const().cast::<T>());
+        let device = ArcBorrow::from_raw(device_of_queue::<T>((*raw.as_ptr()).q));
         T::queue_rq(device, Request::start(raw));
     }
     bindings::LP_BLK_STS_OK
@@ -458,7 +550,8 @@ unsafe extern "C" fn open<T: DiskOps>(
     disk: *mut bindings::gendisk,
     _mode: bindings::blk_mode_t,
 ) -> c_int {
-    // SAFETY: The block layer passes a live disk of this driver.
+    // SAFETY: The block layer passes a live disk of this driver, and keeps it through the call;
+    // the disk has a reference to the device.
     let device = unsafe { &*(*disk).private_data.cast::<T>() };
     errno(device.open())
 }
@@ -467,8 +560,20 @@ unsafe extern "C" fn open<T: DiskOps>(
 ///
 /// See [`open`].
 unsafe extern "C" fn release<T: DiskOps>(disk: *mut bindings::gendisk) {
-    // SAFETY: See `open`; the pointer came from an `Arc` that lives until `free_disk`.
-    T::release(unsafe { ArcBorrow::from_raw((*disk).private_data.cast_const().cast::<T>()) });
+    // SAFETY: See `open`; the pointers are what `Disk::add` stored, and the first came from an
+    // `Arc` that lives until `free_disk`.
+    let (device, disk) = unsafe {
+        (
+            ArcBorrow::from_raw((*disk).private_data.cast_const().cast::<T>()),
+            disk_of_queue::<T>((*disk).queue),
+        )
+    };
+    // INVARIANT: The block layer calls this with `open_mutex` held (`bdev_release`).
+    let closing = Closing {
+        disk,
+        _not_send: NotThreadSafe,
+    };
+    T::release(device, &closing);
 }
 
 /// # Safety
@@ -511,11 +616,12 @@ unsafe extern "C" fn compat_ioctl<T: DiskOps>(
 
 /// # Safety
 ///
-/// See [`open`]; called once, when the last reference to the disk is gone.
+/// See [`open`]; called once, when the last reference to the disk is gone, and not for a disk that
+/// was not added.
 unsafe extern "C" fn free_disk<T: DiskOps>(disk: *mut bindings::gendisk) {
-    // SAFETY: `add` left a reference here for us.
-    let device = unsafe { Arc::from_raw((*disk).private_data.cast_const().cast::<T>()) };
-    device.shutdown();
+    // SAFETY: `add` left a reference here for us, and the block layer uses neither the operations,
+    // which go with the device, nor the tag set any more.
+    drop(unsafe { Arc::from_raw((*disk).private_data.cast_const().cast::<T>()) });
 }
 
 fn errno(result: Result) -> c_int {
@@ -524,5 +630,3 @@ fn errno(result: Result) -> c_int {
         Err(error) => error.to_errno(),
     }
 }
-
-const _: () = assert!(size_of::<Option<&'static Group>>() == size_of::<usize>());

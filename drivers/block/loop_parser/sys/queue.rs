@@ -33,7 +33,7 @@ struct List {
     awake: u32,
 }
 
-// SAFETY: The list owns its requests, which may be sent between threads.
+// SAFETY: The list owns its requests, each of which was a `Request`, which is `Send`.
 unsafe impl Send for List {}
 
 /// A first-in, first-out list of requests, linked through their own memory.
@@ -100,7 +100,8 @@ impl<T: DiskOps> Backlog<T> {
     }
 }
 
+/// The private memory of a request; whether it may be looked at is up to the caller.
 fn command(raw: NonNull<bindings::request>) -> *mut Command {
-    // SAFETY: Only called for requests in the list, which are valid.
+    // SAFETY: Computes an address from another, and looks at neither.
     unsafe { bindings::blk_mq_rq_to_pdu(raw.as_ptr()) }.cast()
 }

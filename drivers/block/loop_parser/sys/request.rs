@@ -12,6 +12,7 @@
 use core::{
     marker::PhantomData,
     mem::{
+        align_of,
         ManuallyDrop,
         MaybeUninit, //
     },
@@ -33,7 +34,11 @@ use kernel::{
 
 use super::{
     bindings,
-    disk::DiskOps,
+    disk::{
+        device_of_queue,
+        disk_of_queue,
+        DiskOps, //
+    },
     file::BackingFile,
     peek::Folio,
     rwsem::RwSemaphore, //
@@ -43,6 +48,7 @@ use super::{
 pub(super) struct Command {
     /// Next in a [`Backlog`](super::queue::Backlog).
     pub(super) next: Option<NonNull<bindings::request>>,
+    /// The cursor: in which bio, and where in it. Null at the end, and if the request moves no data.
     bio: *mut bindings::bio,
     iter: bindings::bvec_iter,
     /// Bytes the cursor has moved past.
@@ -81,14 +87,16 @@ pub(crate) enum Op {
 /// # Invariants
 ///
 /// The request is valid and started, belongs to a queue of driver `T`, and no other `Request` for
-/// it exists. Its private memory holds an initialised [`Command`] whose cursor is in its bios.
+/// it exists. Its private memory holds an initialised [`Command`] whose cursor is in a bio of a
+/// request that reads or writes, and so in its bio_vecs, or null.
 pub(crate) struct Request<T: DiskOps> {
     raw: NonNull<bindings::request>,
     _driver: PhantomData<T>,
     _not_sync: NotThreadSafe,
 }
 
-// SAFETY: Requests are handed from the submitter to workers and completions.
+// SAFETY: blk-mq lets a request be ended from any thread and context, and by the invariant nobody
+// else has it.
 unsafe impl<T: DiskOps> Send for Request<T> {}
 
 /// What became of a direct I/O.
@@ -107,9 +115,14 @@ impl<T: DiskOps> Request<T> {
     /// `raw` is such a request, started, of a queue of driver `T`.
     pub(super) unsafe fn start(raw: NonNull<bindings::request>) -> Self {
         // SAFETY: The request is valid; its private memory is `cmd_size` bytes, which
-        // `Disk::alloc` made the size of a `Command`. Writing the whole value initialises it.
+        // `Disk::alloc` made the size of a `Command`, and is aligned like the request in front of
+        // it. Writing the whole value initialises it.
         unsafe {
-            let bio = (*raw.as_ptr()).bio;
+            // The bios of other requests have a length, but no bio_vecs.
+            let bio = match (*raw.as_ptr()).cmd_flags & bindings::LP_REQ_OP_MASK {
+                bindings::req_op_REQ_OP_READ | bindings::req_op_REQ_OP_WRITE => (*raw.as_ptr()).bio,
+                _ => core::ptr::null_mut(),
+            };
             let iter = if bio.is_null() {
                 pin_init::zeroed()
             } else {
@@ -194,21 +207,24 @@ impl<T: DiskOps> Request<T> {
 
     /// The driver's device.
     pub(crate) fn device(&self) -> ArcBorrow<'_, T> {
-        // SAFETY: By the invariant the queue is one of driver `T`, whose `queuedata` came from an
-        // `Arc` that lives until the disk is freed, which waits for all requests.
-        unsafe { ArcBorrow::from_raw((*(*self.raw.as_ptr()).q).queuedata.cast_const().cast::<T>()) }
+        // SAFETY: By the invariant the queue is one of driver `T`, and its disk was added. The
+        // device came from an `Arc` that lives until the disk is freed, which waits for all
+        // requests.
+        unsafe { ArcBorrow::from_raw(device_of_queue::<T>((*self.raw.as_ptr()).q)) }
     }
 
     /// What the device is bound to; stays valid until this request ends.
     pub(crate) fn binding(&self) -> Option<&T::Binding> {
-        // SAFETY: This request is in flight in the queue of that very disk.
+        // SAFETY: As in `device`. This request is in flight in the queue of that very disk, and is
+        // so as long as `self` is borrowed: what ends it takes `self`.
         unsafe {
-            let device = &*(*(*self.raw.as_ptr()).q).queuedata.cast::<T>();
-            device.disk().binding().get()
+            let disk = disk_of_queue::<T>((*self.raw.as_ptr()).q);
+            disk.binding().get()
         }
     }
 
-    /// Bytes left in the piece at the cursor; 0 when the cursor is at the end of the request.
+    /// Bytes left in the piece at the cursor; 0 when the cursor is at the end of the request, and
+    /// for requests that move no data.
     pub(crate) fn piece(&self) -> u32 {
         let command = self.command();
         // SAFETY: By the invariant the command is initialised, and only we use it.
@@ -221,6 +237,14 @@ impl<T: DiskOps> Request<T> {
         }
     }
 
+    /// Bytes left in the piece that may be written to: those of a read.
+    fn room(&self) -> u32 {
+        match self.op() {
+            Op::Read => self.piece(),
+            _ => 0,
+        }
+    }
+
     /// Bytes the cursor has moved past.
     pub(crate) fn done(&self) -> u32 {
         // SAFETY: By the invariant the command is initialised.
@@ -230,8 +254,12 @@ impl<T: DiskOps> Request<T> {
     /// Moves the cursor by `count` bytes, at most to the end of the piece.
     pub(crate) fn advance(&self, count: u32) {
         let command = self.command();
-        // SAFETY: By the invariant the command is initialised and its cursor is in the bios; the
-        // index moves only past bio_vecs whose bytes are counted by `bi_size`.
+        if self.piece() == 0 {
+            return;
+        }
+        // SAFETY: By the invariant the command is initialised, and as the piece is not empty its
+        // cursor is in a bio. The index moves only past bio_vecs whose bytes are counted by
+        // `bi_size`.
         unsafe {
             let iter = &mut (*command).iter;
             let count = count.min(iter.bi_size);
@@ -274,10 +302,14 @@ impl<T: DiskOps> Request<T> {
     }
 
     /// The single-page run of bytes at the cursor, at most `limit` long.
-    fn page_run(&self, limit: u32) -> bindings::bio_vec {
+    ///
+    /// # Safety
+    ///
+    /// The piece is not empty.
+    unsafe fn page_run(&self, limit: u32) -> bindings::bio_vec {
         let command = self.command();
-        // SAFETY: The caller checked that the piece is not empty, so the cursor is at a bio_vec.
-        // The pages of one bio_vec are contiguous in the memory map.
+        // SAFETY: By the requirement the cursor is at a bio_vec. The pages of one bio_vec are
+        // contiguous in the memory map (`bvec_try_merge_page`).
         unsafe {
             let iter = (*command).iter;
             let (index, done, size) = (iter.bi_idx, iter.bi_offset, iter.bi_size);
@@ -300,11 +332,14 @@ impl<T: DiskOps> Request<T> {
     }
 
     /// Zeroes `count` bytes at the cursor, at most to the end of the piece, and moves past them.
+    /// Only reads have bytes to be zeroed.
     pub(crate) fn zero(&self, count: u32) {
-        let mut left = count.min(self.piece());
+        let mut left = count.min(self.room());
         while left > 0 {
-            let run = self.page_run(left);
-            // SAFETY: The run lies within one page of the request.
+            // SAFETY: The piece has `left` bytes.
+            let run = unsafe { self.page_run(left) };
+            // SAFETY: The run lies within one page of the request, which is a read and so to be
+            // written to.
             unsafe { bindings::lp_memzero_bvec(&run) };
             self.advance(run.bv_len);
             left = left.saturating_sub(run.bv_len);
@@ -314,20 +349,20 @@ impl<T: DiskOps> Request<T> {
     /// Zeroes everything from the cursor to the end of the request.
     pub(crate) fn zero_rest(&self) {
         loop {
-            let piece = self.piece();
-            if piece == 0 {
+            let room = self.room();
+            if room == 0 {
                 break;
             }
-            self.zero(piece);
+            self.zero(room);
         }
     }
 
     /// Copies up to `count` bytes at file position `offset` from the page cache to the cursor and
-    /// moves past them. Stops where the page cache does not have them. Returns the bytes copied.
-    /// Neither sleeps nor allocates.
+    /// moves past them. Stops where the page cache does not have them. Returns the bytes copied, 0
+    /// for other requests than reads. Neither sleeps nor allocates.
     pub(crate) fn copy_cached(&self, file: &BackingFile, offset: u64, count: u32) -> u32 {
         let mut copied = 0;
-        let count = count.min(self.piece());
+        let count = count.min(self.room());
         while copied < count {
             let pos = offset.wrapping_add(u64::from(copied));
             let Some(folio) = Folio::find(file, pos) else {
@@ -341,16 +376,18 @@ impl<T: DiskOps> Request<T> {
             }
             folio.mark_accessed();
             while left > 0 {
-                let run = self.page_run(left);
                 let at = offset.wrapping_add(u64::from(copied));
-                // SAFETY: The run lies within one page of the request, which `kmap_local_page`
-                // makes addressable; the folio has at least `left` bytes at `at`.
-                unsafe {
+                // SAFETY: The piece has `left` bytes, and so has the folio at `at`. The run lies
+                // within one page of the request, which is a read and so to be written to, and
+                // which `kmap_local_page` makes addressable.
+                let run = unsafe {
+                    let run = self.page_run(left);
                     let page = bindings::kmap_local_page(run.bv_page).cast::<u8>();
                     let to = page.add(run.bv_offset as usize);
                     folio.copy_to(at, to, run.bv_len as usize);
                     bindings::kunmap_local(page.cast());
-                }
+                    run
+                };
                 self.advance(run.bv_len);
                 copied = copied.saturating_add(run.bv_len);
                 left = left.saturating_sub(run.bv_len);
@@ -359,11 +396,14 @@ impl<T: DiskOps> Request<T> {
         copied
     }
 
-    /// Prepares the command's kiocb for `count` bytes at the cursor and calls the file.
+    /// Prepares the command's kiocb for `count` bytes at the cursor and calls the file. If that fails
+    /// nothing was started.
     ///
     /// # Safety
     ///
-    /// If `complete` is given, the request must stay alive until it was called.
+    /// The piece has at least `count` bytes, and `count` is not 0. If `complete` is given, it frees
+    /// or ends nothing that belongs to the request, and the file stays, until the file's method has
+    /// returned something else than `-EIOCBQUEUED`, or `complete` was called.
     unsafe fn submit(
         &self,
         file: &BackingFile,
@@ -376,13 +416,14 @@ impl<T: DiskOps> Request<T> {
         let is_write = self.op() == Op::Write;
         let pos = i64::try_from(offset).map_err(|_| EIO)?;
         let method = if is_write {
-            file.ops().write_iter
+            file.write_iter()
         } else {
             file.ops().read_iter
         }
         .ok_or(EIO)?;
         // SAFETY: By the invariant the command is ours; the bio_vecs from the cursor on are valid
-        // and have at least `count` bytes, as `segments` found.
+        // and have at least `count` bytes, as `segments` found. The method needs the iterator only
+        // until it returns. A zeroed kiocb is valid.
         unsafe {
             let segments = self.segments(count);
             let vec = (*(*command).bio)
@@ -454,7 +495,7 @@ impl<T: DiskOps> Request<T> {
         if count == 0 {
             return Ok(0);
         }
-        // SAFETY: Without a completion the call is synchronous.
+        // SAFETY: The piece has `count` bytes. Without a completion the call is synchronous.
         let moved = unsafe { self.submit(file, offset, count, None) }?;
         // SAFETY: The write ended with the call.
         unsafe { self.end_write() };
@@ -513,21 +554,24 @@ impl<T: DiskOps> Request<T> {
             (*command).gate = gate.unwrap_or(core::ptr::null());
             (*command).refs = Atomic::new(2);
         }
-        // SAFETY: The request lives on until both references are gone: it is ended by
-        // `direct_done` or by our caller, whoever is last.
+        // SAFETY: The piece has `count` bytes. The request lives on until both references are gone:
+        // it is ended by `direct_done` or by our caller, whoever is last. The file is part of the
+        // binding, which lives as long.
         let moved = unsafe { self.submit(&*file, offset, count, Some(direct_complete::<T>)) };
         match moved {
             Ok(queued) if queued == -(bindings::LP_EIOCBQUEUED as isize) => {
+                // Given up before the count says so: from then on the request is the completion's.
+                let raw = self.into_raw();
                 // SAFETY: We still hold a reference, so the command is there.
                 if unsafe { (*command).refs.fetch_sub(1, Full) } != 1 {
-                    let _ = self.into_raw();
                     return Direct::Queued;
                 }
-                // SAFETY: The completion has come and gone and left the result.
-                let result = unsafe { (*command).result };
+                // SAFETY: The completion has come and gone, and has left us the result and the
+                // request, which went through `into_raw` above.
+                let (request, result) = unsafe { (Self::from_raw(raw), (*command).result) };
                 // SAFETY: The I/O has ended.
-                unsafe { self.end_direct() };
-                Direct::Done(self, to_count(result))
+                unsafe { request.end_direct() };
+                Direct::Done(request, to_count(result))
             }
             Ok(moved) => {
                 // SAFETY: Any other value: it ended at once and there will be no completion.
@@ -535,7 +579,7 @@ impl<T: DiskOps> Request<T> {
                 Direct::Done(self, to_count(moved))
             }
             Err(error) => {
-                // SAFETY: Nothing was started; `is_write` is still false.
+                // SAFETY: Nothing was started; `is_write` is false, as it is between two calls.
                 unsafe { self.end_direct() };
                 Direct::Done(self, Err(error))
             }
@@ -631,7 +675,9 @@ fn to_count(moved: isize) -> Result<usize> {
 ///
 /// Called once, by the file system, for a kiocb that `transfer_direct` of driver `T` submitted.
 unsafe extern "C" fn direct_complete<T: DiskOps>(iocb: *mut bindings::kiocb, result: c_long) {
-    // SAFETY: The kiocb is part of a command, which is the private memory of a request.
+    // SAFETY: The kiocb is part of a command, which is the private memory of a request, and which
+    // the reference that is dropped here has kept. Whoever drops the last one goes on with the
+    // request; the submitter has let go of its `Request` before it drops its own.
     unsafe {
         let command = kernel::container_of!(iocb, Command, iocb);
         (*command).result = result;
@@ -649,3 +695,6 @@ unsafe extern "C" fn direct_complete<T: DiskOps>(iocb: *mut bindings::kiocb, res
 }
 
 pub(super) const COMMAND_SIZE: usize = core::mem::size_of::<Command>();
+
+// The command lies right behind the request, whose size is a multiple of its alignment.
+const _: () = assert!(align_of::<Command>() <= align_of::<bindings::request>());

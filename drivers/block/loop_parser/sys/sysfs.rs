@@ -67,7 +67,7 @@ impl fmt::Write for Page<'_> {
 #[repr(transparent)]
 pub(crate) struct File(bindings::device_attribute);
 
-// SAFETY: sysfs only reads it, but for a lockdep key that is made to be shared.
+// SAFETY: sysfs only reads it; a lockdep key in it is used for its address.
 unsafe impl Sync for File {}
 
 impl File {
@@ -104,14 +104,16 @@ pub(crate) struct Group(bindings::attribute_group, PhantomData<&'static File>);
 unsafe impl Sync for Group {}
 
 impl Group {
-    /// A directory `name` of `files`, the last of which is `None`.
+    /// A directory `name` of `files`, the last of which is `None`: checked when this is compiled,
+    /// in a static.
     pub(crate) const fn new(name: &'static CStr, files: &'static [Option<&'static File>]) -> Self {
+        assert!(matches!(files.last(), Some(None)));
         Self(
             bindings::attribute_group {
                 name: as_char_ptr_in_const_context(name),
                 __bindgen_anon_2: bindings::attribute_group__bindgen_ty_2 {
                     // `Option<&File>` has the layout of a pointer to the attribute, which is the
-                    // first field of the file; `None` is the null that ends the list.
+                    // first field of the file (see below); `None` is the null that ends the list.
                     attrs: files.as_ptr().cast_mut().cast(),
                 },
                 ..pin_init::zeroed()
@@ -122,6 +124,24 @@ impl Group {
 
     pub(super) fn as_ptr(&'static self) -> *const bindings::attribute_group {
         &self.0
+    }
+}
+
+const _: () = assert!(core::mem::offset_of!(bindings::device_attribute, attr) == 0);
+
+/// The groups that a disk appears with.
+pub(crate) struct GroupList(&'static [Option<&'static Group>]);
+
+impl GroupList {
+    /// A list of `groups`, the last of which is `None`: checked when this is compiled, in a static.
+    pub(crate) const fn new(groups: &'static [Option<&'static Group>]) -> Self {
+        assert!(matches!(groups.last(), Some(None)));
+        Self(groups)
+    }
+
+    /// `Option<&Group>` has the layout of the pointer C expects, `None` that of null.
+    pub(super) fn as_ptr(&self) -> *mut *const bindings::attribute_group {
+        self.0.as_ptr().cast_mut().cast()
     }
 }
 
@@ -140,7 +160,8 @@ unsafe extern "C" fn show<T: DiskOps, A: Attribute<T>>(
     _attr: *mut bindings::device_attribute,
     buf: *mut c_char,
 ) -> isize {
-    // SAFETY: sysfs keeps the device alive and gives a page of its own for the content.
+    // SAFETY: Groups are made for disks only. sysfs keeps the device alive and gives a page for the
+    // content, zeroed and, until we return, nobody else's.
     let (device, buf) = unsafe {
         (
             device_of_disk::<T>(bindings::lp_dev_to_disk(dev)),
@@ -166,7 +187,7 @@ unsafe extern "C" fn store<T: DiskOps, A: WritableAttribute<T>>(
     buf: *const c_char,
     len: usize,
 ) -> isize {
-    // SAFETY: sysfs keeps the device alive; `buf` holds `len` bytes nobody else changes.
+    // SAFETY: As in `show`; `buf` is sysfs's own copy of `len` bytes, which nobody else changes.
     let (device, bytes) = unsafe {
         (
             device_of_disk::<T>(bindings::lp_dev_to_disk(dev)),
