@@ -553,7 +553,10 @@ impl Device {
             limits.max_hw_discard_sectors = 0;
             limits.discard_granularity = 0;
         }
-        if limits.commit().is_err() {
+        let frozen = self.disk.freeze();
+        let result = limits.commit();
+        drop(frozen);
+        if result.is_err() {
             pr_warn!("loop{}: cannot withdraw discard limits\n", self.number);
         }
     }

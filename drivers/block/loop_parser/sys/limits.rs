@@ -31,6 +31,10 @@ pub(crate) use super::bindings::{
 };
 
 /// An update of a disk's limits, under the limits lock. Nothing changes unless it is committed.
+///
+/// # Invariants
+///
+/// The task holds the limits lock of the disk's queue.
 pub(crate) struct LimitsUpdate<'a, T: DiskOps> {
     disk: &'a Disk<T>,
     limits: queue_limits,
@@ -41,7 +45,8 @@ impl<'a, T: DiskOps> LimitsUpdate<'a, T> {
     /// Takes the lock and a copy of the limits in force.
     pub(crate) fn start(disk: &'a Disk<T>) -> Self {
         let mut limits = MaybeUninit::<queue_limits>::zeroed();
-        // SAFETY: The queue is valid; the call fills `limits`, of which all zero is valid, too.
+        // SAFETY: The queue is valid; the call fills `limits`: numbers, of which all zero is valid,
+        // too.
         let limits = unsafe {
             bindings::lp_queue_limits_start_update(disk.queue(), limits.as_mut_ptr());
             limits.assume_init()
@@ -53,7 +58,8 @@ impl<'a, T: DiskOps> LimitsUpdate<'a, T> {
         }
     }
 
-    /// Puts the changed limits in force; `EINVAL` if they make no sense.
+    /// Puts the changed limits in force; `EINVAL` if they make no sense. For a disk without I/O, or
+    /// one that is frozen: requests could see half of the change.
     pub(crate) fn commit(mut self) -> Result {
         // SAFETY: The lock is held since `start`; the call drops it.
         let ret =
