@@ -78,10 +78,12 @@ impl Running {
         let instance = Instance::new(&front)?;
         // Made before anything can create a device, to remove it if what follows fails.
         let devices = Devices(instance.clone());
-        let control = misc::Control::register(front.control, front.module, instance.clone())?;
         let probe = BlockMajor::register(front.major, front.name, control::probe)?;
         instance.set_major(probe.number());
         INSTANCES.lock().push(instance.clone(), GFP_KERNEL)?;
+        // Last of what can fail: it can be used as soon as it is there, to add devices, and a
+        // module whose init fails does not wait for those who have it open.
+        let control = misc::Control::register(front.control, front.module, instance.clone())?;
         control::precreate(&instance);
         Ok(Self {
             _probe: probe,

@@ -59,13 +59,14 @@ pub(crate) struct Control<T: ControlOps> {
     target: Arc<T>,
 }
 
-// SAFETY: A registration may be dropped by any thread.
+// SAFETY: A registration may be dropped by any thread, and the target is `Send` and `Sync`.
 unsafe impl<T: ControlOps> Send for Control<T> {}
 // SAFETY: Nothing can be done through a shared reference.
 unsafe impl<T: ControlOps> Sync for Control<T> {}
 
 impl<T: ControlOps> Control<T> {
-    /// Registers the node. Its users come to `target`.
+    /// Registers the node. Its users come to `target`. Until the module has started nothing may drop
+    /// the result: the module is not kept by those who have the node open before.
     pub(crate) fn register(
         node: ControlNode,
         module: &'static ThisModule,
@@ -119,8 +120,9 @@ unsafe extern "C" fn control_ioctl<T: ControlOps>(
     cmd: c_uint,
     arg: c_ulong,
 ) -> c_long {
-    // SAFETY: `misc_open` stored the miscdevice, which is the `raw` of a `Control<T>`. That lives as
-    // long as its module is loaded, which the open file sees to.
+    // SAFETY: `misc_open` stored the miscdevice, which is the `raw` of a `Control<T>`, all of which
+    // was initialised before it was registered. It lives as long as its module is loaded, which the
+    // open file sees to (see `register`).
     let control = unsafe {
         let raw = (*file).private_data.cast::<Opaque<bindings::miscdevice>>();
         &*kernel::container_of!(raw, Control<T>, raw)
