@@ -50,8 +50,9 @@ pub(crate) static VALIDATE: KillableMutex<()> = unsafe { KillableMutex::uninit((
 
 static INITIALISED: AtomicFlag = AtomicFlag::new(false);
 
-/// Initialises the locks. Called from module init, before anything is registered; a second call
-/// does nothing.
+/// Initialises the locks. Called from the init of `loop_parser.ko`: modules that need its symbols
+/// start only when it is live (`resolve_symbol_wait`), and nothing of it can be reached but through
+/// them. A second call does nothing.
 pub(crate) fn init() {
     if INITIALISED.xchg(true, Full) {
         return;

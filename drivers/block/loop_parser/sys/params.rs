@@ -12,16 +12,19 @@ use super::bindings;
 /// # Invariants
 ///
 /// The pointer is that of a variable of `module`, which the kernel's parameter code may write to at
-/// any time, and nobody else.
+/// any time, and nobody else but [`Params::set_max_part`]. The module stays loaded as long as this
+/// is used: by its own init, by callers who have a device or the control node of it open, or by
+/// those whom unloading it waits for.
 #[derive(Clone, Copy)]
 pub struct Params {
     raw: *mut bindings::lp_params,
     module: &'static ThisModule,
 }
 
-// SAFETY: The variable is read as described at each method, from any thread.
+// SAFETY: The variable belongs to no thread.
 unsafe impl Send for Params {}
-// SAFETY: See above.
+// SAFETY: What may be written to while it is read is read by words that cannot tear, or under the
+// lock of the module's parameters; see each method.
 unsafe impl Sync for Params {}
 
 /// Longest parser choice, including the terminating NUL.
@@ -38,7 +41,7 @@ impl Params {
 
     /// Devices to create at start.
     pub(crate) fn max_loop(&self) -> i32 {
-        // SAFETY: By the invariant; written only before the module's init.
+        // SAFETY: By the invariant; its mode is 0444: written only before the module's init.
         unsafe { (*self.raw).max_loop }
     }
 

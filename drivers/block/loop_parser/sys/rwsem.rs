@@ -52,7 +52,7 @@ impl RwSemaphore {
         unsafe { bindings::lp_down_read_non_owner(self.raw.get()) };
     }
 
-    /// Leaves the read side, from any context.
+    /// Leaves the read side, from any context: does not sleep, and its lock keeps interrupts off.
     ///
     /// # Safety
     ///

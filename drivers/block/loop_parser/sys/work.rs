@@ -48,8 +48,8 @@ impl WorkQueue {
 
 impl Drop for WorkQueue {
     fn drop(&mut self) {
-        // SAFETY: By the invariant it is ours. The owner flushed it, so this does not wait for
-        // the very work that may be dropping it.
+        // SAFETY: By the invariant it is ours, and nobody borrows it; the call waits for what is
+        // queued. The owner flushed it, so that is not the very work that may be dropping it.
         unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
     }
 }
