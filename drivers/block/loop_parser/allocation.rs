@@ -104,8 +104,8 @@ pub(crate) fn reserve<'a>(
         }
         image.pending_changed.wait(&mut allocation);
     };
-    let Allocation { alloc, sector, .. } = &mut *allocation;
-    let mut tables = LockedTables::new(image, file, sector);
+    let Allocation { alloc, scratch, .. } = &mut *allocation;
+    let mut tables = LockedTables::new(image, file, scratch);
     let reserved = alloc.reserve(&mut tables, range.start, range.span);
     let space = match reserved {
         Ok(contract::Reserved::Space(space)) => checked(space, at).map(Some),
@@ -186,8 +186,8 @@ impl Allocating<'_, state::Durable> {
             return Ok(());
         };
         let mut allocation = inner.image.allocation.lock();
-        let Allocation { alloc, sector, .. } = &mut *allocation;
-        let mut tables = LockedTables::new(inner.image, inner.file, sector);
+        let Allocation { alloc, scratch, .. } = &mut *allocation;
+        let mut tables = LockedTables::new(inner.image, inner.file, scratch);
         alloc.publish(&mut tables, &space)?;
         // Published: no longer ours to give back.
         inner.space = None;

@@ -72,7 +72,7 @@ use crate::{
         CachedTables,
         FileTables,
         LockedTables,
-        Sector, //
+        Scratch, //
     }, //
 };
 
@@ -83,7 +83,7 @@ pub(crate) struct Allocation {
     /// Allocation units that somebody is writing the first data of.
     pub(crate) pending: Pending,
     /// Scratch memory for table writes.
-    pub(crate) sector: KBox<Sector>,
+    pub(crate) scratch: KBox<Scratch>,
 }
 
 /// An image in use.
@@ -139,7 +139,7 @@ impl Image {
             .parser
             .attach(&FileTables { file, peekable }, &request)?;
         let no_memory = |_| Error::Store(ENOMEM.to_errno());
-        let sector = KBox::new([0; SECTOR_SIZE as usize], GFP_KERNEL).map_err(no_memory)?;
+        let scratch = KBox::init(pin_init::init_zeroed(), GFP_KERNEL).map_err(no_memory)?;
         let image = pin_init!(Self {
             key: file.inode_key(),
             number,
@@ -150,7 +150,7 @@ impl Image {
             allocation <- new_mutex!(Allocation {
                 alloc: attached.alloc,
                 pending: Pending::new(),
-                sector,
+                scratch,
             }, "Image::allocation"),
             pending_changed <- new_condvar!("Image::pending_changed"),
             sequence: Atomic::new(0),
@@ -348,7 +348,7 @@ impl Image {
         if self.is_raw || self.is_poisoned() {
             return;
         }
-        let mut tables = LockedTables::new(self, file, &mut allocation.sector);
+        let mut tables = LockedTables::new(self, file, &mut allocation.scratch);
         if let Err(error) = allocation.alloc.close(&mut tables) {
             self.report(&error);
         }

@@ -66,35 +66,37 @@ impl Tables for FileTables<'_> {
     }
 }
 
-/// One sector of scratch memory.
-pub(crate) type Sector = [u8; SECTOR_SIZE as usize];
+/// Scratch memory: a page, of which most uses take a sector.
+pub(crate) type Scratch = [u8; 4096];
+
+const SECTOR: usize = SECTOR_SIZE as usize;
 
 /// Loads and stores under the image's mutex.
 pub(crate) struct LockedTables<'a> {
     image: &'a Image,
     file: &'a BackingFile,
-    sector: &'a mut Sector,
+    scratch: &'a mut Scratch,
 }
 
 impl<'a> LockedTables<'a> {
-    /// For those who hold the image's mutex, which `sector` is the proof of.
-    pub(crate) fn new(image: &'a Image, file: &'a BackingFile, sector: &'a mut Sector) -> Self {
+    /// For those who hold the image's mutex, which `scratch` is the proof of.
+    pub(crate) fn new(image: &'a Image, file: &'a BackingFile, scratch: &'a mut Scratch) -> Self {
         Self {
             image,
             file,
-            sector,
+            scratch,
         }
     }
 
     /// Runs a change of the file: apart from direct writes in flight, and with lockless readers
     /// told to look again.
-    fn change(&self, change: impl FnOnce() -> kernel::error::Result) -> Result {
+    fn change(&mut self, change: impl FnOnce(&mut Scratch) -> kernel::error::Result) -> Result {
         if self.image.is_poisoned() {
             return Err(Error::Store(EIO.to_errno()));
         }
         let _gate = self.image.exclude_direct_writes();
         let _sequence = self.image.begin_change();
-        change()
+        change(self.scratch)
             .inspect_err(|error| self.image.table_write_failed(*error))
             .map_err(store_error)
     }
@@ -116,20 +118,24 @@ impl Tables for LockedTables<'_> {
 
 impl TablesMut for LockedTables<'_> {
     fn store(&mut self, offset: u64, bytes: &[u8]) -> Result {
-        self.change(|| io::write_all(self.file, offset, bytes))
+        let file = self.file;
+        self.change(|_| io::write_all(file, offset, bytes))
     }
 
     fn fill(&mut self, offset: u64, len: u64, byte: u8) -> Result {
-        self.change(|| io::fill(self.file, offset, len, byte))
+        let file = self.file;
+        self.change(|scratch| io::fill(file, offset, len, byte, scratch))
     }
 
     fn copy_sector(&mut self, from: u64, len: u64, to: u64) -> Result {
-        self.sector.fill(0);
+        let file = self.file;
+        let (sector, _) = self.scratch.split_at_mut(SECTOR);
+        sector.fill(0);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let part = self.sector.get_mut(..len);
+        let part = sector.get_mut(..len);
         let part = part.ok_or(Error::Store(EINVAL.to_errno()))?;
-        io::read_exact(self.file, from, part).map_err(store_error)?;
-        self.change(|| io::write_all(self.file, to, &self.sector[..]))
+        io::read_exact(file, from, part).map_err(store_error)?;
+        self.change(|scratch| io::write_all(file, to, &scratch[..SECTOR]))
     }
 
     fn sync(&mut self) -> Result {

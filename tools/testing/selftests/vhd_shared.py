@@ -5,7 +5,9 @@
 import errno
 import os
 import random
+import shutil
 import subprocess
+import tempfile
 
 from lib import blockio, images, loopdev, system, vhd, vhd_reader
 from lib.images import attach_with
@@ -261,6 +263,28 @@ def overlay_file_system(t):
         os.mkdir(t.path(name))
     options = ",".join(f"{name}dir={t.path(name)}" for name in ("lower", "upper", "work"))
     through(t, os.O_RDWR, t.mount("overlay", "-t", "overlay", "-o", options))
+
+
+@suite.cases(cached=0, dsync=os.O_DSYNC, direct=os.O_DIRECT)
+def file_system_that_takes_memory_as_it_is(t, flags):
+    """9p without its cache gives the driver's own memory to the host: also what is filled in."""
+    folder = tempfile.mkdtemp(dir="/run/loop-parser")
+    t.defer(shutil.rmtree, folder)
+    equal(run("findmnt", "-nT", folder, "-o", "FSTYPE").strip(), "9p", "the guest's share")
+    image = vhd.Dynamic(8 * MIB)
+    image.put(MIB, blockio.pattern(3 * 512))
+    # Sectors that are not the guest's yet: they are zeroed, by the chunk, before they become so.
+    image.put_stale(0, b"\xee" * MIB)
+    image.put_stale(MIB + 3 * 512, b"\xee" * (3 * MIB - 3 * 512))
+    path = image.write(os.path.join(folder, "a.vhd"))
+    shadow = bytearray(image.guest())
+    loop = t.attach(path, file_flags=os.O_RDWR | flags)
+    with blockio.Direct(loop.path) as device:
+        images.scribble(device, shadow)
+        device.flush()
+    same_bytes(images.whole(loop), bytes(shadow), "device")
+    loop.detach()
+    images.judge(t, path, bytes(shadow), qemu=False)
 
 
 def on_device(device, image):

@@ -4,7 +4,10 @@
 //!
 //! Each call brings its own `kiocb` with no flags set: unlike `kernel_read()` and `kernel_write()`
 //! it inherits neither `O_DIRECT` nor `O_APPEND` from the user's descriptor, and always goes through
-//! the page cache.
+//! the page cache, on file systems that have one.
+//!
+//! Others may pass the memory on to hardware, or to another machine: 9p looks for its pages. Not all
+//! of them know what memory of a module is, so buffers have to come from the stack or the heap.
 
 use core::mem::MaybeUninit;
 
@@ -20,9 +23,6 @@ use super::{
 
 /// Most segments of one call.
 const SEGMENTS: usize = 16;
-const PATTERN_SIZE: usize = 4096;
-static ZEROS: [u8; PATTERN_SIZE] = [0; PATTERN_SIZE];
-static ONES: [u8; PATTERN_SIZE] = [0xff; PATTERN_SIZE];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Direction {
@@ -125,25 +125,27 @@ pub(crate) fn write_all(file: &BackingFile, offset: u64, bytes: &[u8]) -> Result
     Ok(())
 }
 
-/// Writes `len` times `byte` (0x00 or 0xff; `EINVAL` for others) at file position `offset`.
-pub(crate) fn fill(file: &BackingFile, offset: u64, len: u64, byte: u8) -> Result {
-    let pattern = match byte {
-        0 => &ZEROS,
-        0xff => &ONES,
-        _ => return Err(EINVAL),
-    };
+/// Writes `len` times `byte` at file position `offset`, from `scratch`.
+pub(crate) fn fill(
+    file: &BackingFile,
+    offset: u64,
+    len: u64,
+    byte: u8,
+    scratch: &mut [u8],
+) -> Result {
+    scratch.fill(byte);
     let vec = bindings::kvec {
-        iov_base: pattern.as_ptr().cast_mut().cast::<c_void>(),
-        iov_len: PATTERN_SIZE,
+        iov_base: scratch.as_ptr().cast_mut().cast::<c_void>(),
+        iov_len: scratch.len(),
     };
+    let most = scratch.len().saturating_mul(SEGMENTS);
     let vecs = [vec; SEGMENTS];
     let mut pos = offset;
     let mut rest = len;
     while rest > 0 {
-        let now = rest.min((SEGMENTS * PATTERN_SIZE) as u64);
-        let count = usize::try_from(now).map_err(|_| EIO)?;
-        // SAFETY: Every segment is the same static, which is only read; together they have at
-        // least `count` bytes.
+        let count = usize::try_from(rest).unwrap_or(usize::MAX).min(most);
+        // SAFETY: Every segment is the same borrowed memory, which is only read; together they
+        // have at least `count` bytes.
         let moved = unsafe { transfer(file, Direction::Write, pos, &vecs, count) }? as u64;
         if moved == 0 {
             return Err(EIO);
