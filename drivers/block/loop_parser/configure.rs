@@ -127,8 +127,11 @@ pub(crate) fn open_image(
     })
 }
 
-/// The one log line of a refused attach.
+/// The one log line of a refused attach. None if the caller is being killed: nobody refused.
 fn refused(device: &Device, parser: &CStr, error: &ImageError) {
+    if Error::from_errno(error.to_errno()) == EINTR {
+        return;
+    }
     let number = device.number();
     let parser = kernel::str::BStr::from_bytes(parser.to_bytes());
     let hint = match error {
