@@ -13,6 +13,7 @@ from lib.system import run
 
 PARAMETERS = "/sys/module/loop/parameters"
 NAMES = ("hw_queue_depth", "max_loop", "max_part")
+PATH = modules.loop_file(system.driver_in_use())
 MIB = 1 << 20
 LOG = [r"loop: `.*' invalid for parameter `.*'", r"loop: unknown parameter '.*' ignored"]
 suite = Suite(allow=LOG)
@@ -56,12 +57,23 @@ def summary():
     depth_empty="hw_queue_depth=", depth_wide="hw_queue_depth=4294967297",
     all_three="max_loop=2 max_part=31 hw_queue_depth=64", unknown="nonesuch=1 max_loop=2")
 def loaded_with(t, params):
+    """What is loaded at the beginning was loaded by the case before."""
+    if system.loaded("loop"):
+        modules.delete("loop")
     try:
-        with modules.loaded_with(params):
-            t.record("loaded", summary())
+        modules.insert(PATH, params)
+        t.record("loaded", summary())
     except OSError as error:
         t.record("refused", name_of(error.errno))
-    ensure(len(devices()) == 8 and value("max_part") == "0\n", "the driver is not back")
+        ensure(not system.loaded("loop"), "loaded nevertheless")
+
+
+@suite.test
+def loaded_without_parameters_again(_):
+    if system.loaded("loop"):
+        modules.delete("loop")
+    modules.insert(PATH)
+    ensure(len(devices()) == 8 and value("max_part") == "0\n", "something is left of the others")
 
 
 @suite.test
