@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Attaching and detaching many times costs nothing that stays."""
 
-import gc
 import os
 
-from lib import blockio, images, loopdev, system, vhd
+from lib import blockio, images, loopdev, memory, system, vhd
 from lib.ktap import Failure, Suite, ensure, equal
 from lib.system import run
 
@@ -15,35 +14,6 @@ CYCLES = 200
 TOLERANCE = {"SUnreclaim": CYCLES * 64, "VmallocUsed": CYCLES * 256, "Percpu": CYCLES * 64,
              "pages of unknown use": CYCLES * 256}
 suite = Suite()
-
-
-def meminfo():
-    """/proc/meminfo, in bytes."""
-    with open("/proc/meminfo", encoding="ascii") as file:
-        fields = (line.split() for line in file)
-        return {field[0][:-1]: int(field[1]) << 10 for field in fields}
-
-
-def settled():
-    """Memory that the kernel holds for itself, without what it could give back."""
-    gc.collect()
-    os.sync()
-    for knob, value in (("drop_caches", "3"), ("compact_memory", "1"), ("stat_refresh", "1")):
-        with open(f"/proc/sys/vm/{knob}", "w", encoding="ascii") as file:
-            file.write(value)
-    info = meminfo()
-    known = sum(info[name] for name in ("MemFree", "Buffers", "Cached", "AnonPages", "Slab",
-                                        "PageTables", "KernelStack", "VmallocUsed", "Percpu"))
-    kernel = {name: info[name] for name in ("SUnreclaim", "VmallocUsed", "Percpu")}
-    kernel["pages of unknown use"] = info["MemTotal"] - known - free_per_cpu()
-    return kernel
-
-
-def free_per_cpu():
-    """Bytes of free pages that processors keep for themselves; MemFree does not count them."""
-    with open("/proc/zoneinfo", encoding="ascii") as file:
-        lines = (line.split() for line in file)
-        return sum(int(words[1]) << 12 for words in lines if words and words[0] == "count:")
 
 
 def threads():
@@ -69,10 +39,10 @@ def steady(cycle, cycles=CYCLES):
         cycle(number)
     grown = {}
     for _ in range(3):
-        before = settled()
+        before = memory.settled()
         for number in range(cycles):
             cycle(number)
-        after = settled()
+        after = memory.settled()
         grown = {name: after[name] - before[name] for name in after
                  if after[name] - before[name] > TOLERANCE[name]}
         if not grown:
