@@ -42,6 +42,7 @@ const unsigned int LP_LOOP_CTRL_MINOR = LOOP_CTRL_MINOR;
 const unsigned int LP_MISC_DYNAMIC_MINOR = MISC_DYNAMIC_MINOR;
 const unsigned int LP_REQ_OP_MASK = REQ_OP_MASK;
 const unsigned int LP_REQ_NOUNMAP = (__force unsigned int)REQ_NOUNMAP;
+const unsigned int LP_REQ_SWAP = (__force unsigned int)REQ_SWAP;
 const unsigned int LP_REQ_NOWAIT = (__force unsigned int)REQ_NOWAIT;
 const int LP_FALLOC_FL_KEEP_SIZE = FALLOC_FL_KEEP_SIZE;
 const int LP_FALLOC_FL_PUNCH_HOLE = FALLOC_FL_PUNCH_HOLE;

@@ -53,6 +53,10 @@ use crate::{
     },
     instance::Instance,
     ioctl,
+    lanes::{
+        Lane,
+        Lanes, //
+    },
     select::Choice,
     service,
     sys::{
@@ -83,7 +87,6 @@ use crate::{
             KillableMutex,
             MutexGuard, //
         },
-        queue::Backlog,
         request::Request,
         work::{
             WorkQueue,
@@ -322,32 +325,20 @@ pub(crate) struct Device {
     #[pin]
     shown: SpinLock<Shown>,
     #[pin]
-    backlog: Backlog<Device>,
+    lanes: Lanes,
     queue: SetOnce<WorkQueue>,
     #[pin]
-    worker0: Work<Device, 0>,
-    #[pin]
-    worker1: Work<Device, 1>,
-    #[pin]
-    worker2: Work<Device, 2>,
-    #[pin]
-    worker3: Work<Device, 3>,
-    #[pin]
-    withdraw: Work<Device, 4>,
+    withdraw: Work<Device, 0>,
     /// What [`Device::close_in_worker`] hands over.
     #[pin]
     closing: KillableMutex<Option<AttachedFile>>,
     #[pin]
-    close: Work<Device, 5>,
+    close: Work<Device, 1>,
 }
 
 impl_has_work! {
-    impl HasWork<Device, 0> for Device { self.worker0 }
-    impl HasWork<Device, 1> for Device { self.worker1 }
-    impl HasWork<Device, 2> for Device { self.worker2 }
-    impl HasWork<Device, 3> for Device { self.worker3 }
-    impl HasWork<Device, 4> for Device { self.withdraw }
-    impl HasWork<Device, 5> for Device { self.close }
+    impl HasWork<Device, 0> for Device { self.withdraw }
+    impl HasWork<Device, 1> for Device { self.close }
 }
 
 impl Device {
@@ -356,6 +347,7 @@ impl Device {
         let depth = instance.params().hw_queue_depth();
         let disk = Disk::alloc(instance.fops().clone(), depth, MAX_SECTORS)?;
         disk.set_partition_scan(instance.part_shift() != 0);
+        let root = Lane::new(None, GFP_KERNEL)?;
         Arc::pin_init(
             pin_init!(Self {
                 instance: instance.clone(),
@@ -375,12 +367,8 @@ impl Device {
                     kernel::static_lock_class!(),
                 ),
                 shown <- new_spinlock!(Config::new().to_show()),
-                backlog <- Backlog::new(),
+                lanes <- Lanes::new(root),
                 queue: SetOnce::new(),
-                worker0 <- new_work!("loop_worker"),
-                worker1 <- new_work!("loop_worker"),
-                worker2 <- new_work!("loop_worker"),
-                worker3 <- new_work!("loop_worker"),
                 withdraw <- new_work!("loop_withdraw"),
                 closing <- KillableMutex::new(
                     None,
@@ -488,17 +476,7 @@ impl Device {
         let Some(queue) = this.queue.as_ref() else {
             return request.end(Err(EIO));
         };
-        let queue = queue.queue();
-        let device: Arc<Device> = this.into();
-        // A worker that is asked for is not queued: the backlog asks for it once, and again only
-        // when it has said that it found nothing to do.
-        let _ = match this.backlog.push(request) {
-            Some(0) => queue.enqueue::<_, 0>(device).is_ok(),
-            Some(1) => queue.enqueue::<_, 1>(device).is_ok(),
-            Some(2) => queue.enqueue::<_, 2>(device).is_ok(),
-            Some(_) => queue.enqueue::<_, 3>(device).is_ok(),
-            None => true,
-        };
+        this.lanes.push(queue.queue(), request);
     }
 
     /// Drops an attached file in a worker and waits for that. The last writes to an image must not
@@ -509,16 +487,8 @@ impl Device {
         if let Some(queue) = this.queue.as_ref() {
             let device: Arc<Device> = this.into();
             // Queued already: then it has not run yet and will find what was just stored.
-            let _ = queue.queue().enqueue::<_, 5>(device).is_ok();
+            let _ = queue.queue().enqueue::<_, 1>(device).is_ok();
             queue.flush();
-        }
-    }
-
-    fn work(&self, worker: u32) {
-        let context = WorkerContext::enter();
-        while let Some(request) = self.backlog.pop(worker) {
-            service::serve(request);
-            context.cond_resched();
         }
     }
 
@@ -534,7 +504,7 @@ impl Device {
         if let Some(queue) = this.queue.as_ref() {
             let device: Arc<Device> = this.into();
             // Queued already: it will look at what was just stored.
-            let _ = queue.queue().enqueue::<_, 4>(device).is_ok();
+            let _ = queue.queue().enqueue::<_, 0>(device).is_ok();
         }
     }
 
@@ -562,39 +532,7 @@ impl Device {
     }
 }
 
-impl WorkItem<0> for Device {
-    type Pointer = Arc<Device>;
-
-    fn run(this: Arc<Device>) {
-        this.work(0);
-    }
-}
-
 impl WorkItem<1> for Device {
-    type Pointer = Arc<Device>;
-
-    fn run(this: Arc<Device>) {
-        this.work(1);
-    }
-}
-
-impl WorkItem<2> for Device {
-    type Pointer = Arc<Device>;
-
-    fn run(this: Arc<Device>) {
-        this.work(2);
-    }
-}
-
-impl WorkItem<3> for Device {
-    type Pointer = Arc<Device>;
-
-    fn run(this: Arc<Device>) {
-        this.work(3);
-    }
-}
-
-impl WorkItem<5> for Device {
     type Pointer = Arc<Device>;
 
     fn run(this: Arc<Device>) {
@@ -605,7 +543,7 @@ impl WorkItem<5> for Device {
     }
 }
 
-impl WorkItem<4> for Device {
+impl WorkItem<0> for Device {
     type Pointer = Arc<Device>;
 
     fn run(this: Arc<Device>) {

@@ -12,7 +12,7 @@
 //! | `contract`, `parser` | the contract with parsers, the registry |
 //! | `signatures`, `select`, `raw` | which parser serves a file |
 //! | `image`, `tables`, `allocation` | what devices on one file share; tables; making room |
-//! | `service` | serving requests |
+//! | `lanes`, `service` | handing requests to workers; serving them |
 //! | `device`, `configure`, `chain`, `change`, `unbind`, `status`, `geometry` | a device and its life |
 //! | `front`, `instance` | front modules, and what the driver runs for one of them |
 //! | `ioctl`, `control`, `attributes` | user space: ioctls, `/dev/loop-control`, sysfs |
@@ -33,6 +33,7 @@ mod geometry;
 mod image;
 mod instance;
 mod ioctl;
+mod lanes;
 pub mod parser;
 mod raw;
 mod select;

@@ -34,7 +34,8 @@ use crate::{
             Direct,
             Op,
             Request, //
-        }, //
+        },
+        work::MemoryReserves, //
     }, //
 };
 
@@ -98,6 +99,8 @@ fn copy_cached(request: &LoopRequest, binding: &Binding) -> bool {
 
 /// Serves a request in a worker.
 pub(crate) fn serve(request: LoopRequest) {
+    // To swap memory out is to get memory.
+    let _reserves = request.is_swap().then(MemoryReserves::open);
     let mut request = request;
     loop {
         let Some(binding) = request.binding() else {

@@ -2,21 +2,26 @@
 /*
  * One-line wrappers over inline functions and macros. See shim.h.
  */
+#include <linux/blk-cgroup.h>
 #include <linux/blk-mq.h>
 #include <linux/blkdev.h>
 #include <linux/bvec.h>
+#include <linux/cgroup.h>
 #include <linux/compat.h>
 #include <linux/dax.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/kdev_t.h>
 #include <linux/kmod.h>
+#include <linux/kthread.h>
+#include <linux/memcontrol.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
 #include <linux/rwsem.h>
 #include <linux/sched.h>
+#include <linux/sched/mm.h>
 #include <linux/swap.h>
 #include <linux/statfs.h>
 #include <linux/workqueue.h>
@@ -239,6 +244,59 @@ void lp_unregister_blkdev(unsigned int major, const char *name)
 	unregister_blkdev(major, name);
 }
 
+/* Control groups. Without them every request is the root's. */
+
+void *lp_request_blkcg(struct request *rq)
+{
+#ifdef CONFIG_BLK_CGROUP
+	struct cgroup_subsys_state *css = rq->bio ? bio_blkcg_css(rq->bio) : NULL;
+
+	return css == blkcg_root_css ? NULL : css;
+#else
+	return NULL;
+#endif
+}
+
+void lp_css_get(void *css)
+{
+#ifdef CONFIG_CGROUPS
+	css_get(css);
+#endif
+}
+
+void lp_css_put(void *css)
+{
+#ifdef CONFIG_CGROUPS
+	css_put(css);
+#endif
+}
+
+void lp_associate_blkcg(void *css)
+{
+	kthread_associate_blkcg(css);
+}
+
+void *lp_get_memory_css(void *css)
+{
+#ifdef CONFIG_MEMCG
+	struct cgroup_subsys_state *blkcg = css;
+
+	return cgroup_get_e_css(blkcg->cgroup, &memory_cgrp_subsys);
+#else
+	return NULL;
+#endif
+}
+
+void *lp_set_active_memory(void *css)
+{
+	return set_active_memcg(mem_cgroup_from_css(css));
+}
+
+void lp_restore_active_memory(void *memcg)
+{
+	set_active_memcg(memcg);
+}
+
 /* Tasks, locks, work. */
 
 unsigned int lp_worker_begin(void)
@@ -253,6 +311,16 @@ void lp_worker_end(unsigned int flags)
 {
 	current->flags &= ~(PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);
 	current->flags |= flags;
+}
+
+unsigned int lp_memalloc_noreclaim_save(void)
+{
+	return memalloc_noreclaim_save();
+}
+
+void lp_memalloc_noreclaim_restore(unsigned int flags)
+{
+	memalloc_noreclaim_restore(flags);
 }
 
 int lp_mutex_lock_killable(struct mutex *lock)
@@ -293,6 +361,16 @@ bool lp_queue_work(struct workqueue_struct *wq, struct work_struct *work)
 struct workqueue_struct *lp_alloc_workqueue(int number)
 {
 	return alloc_workqueue("loop%d", WQ_UNBOUND | WQ_FREEZABLE, 0, number);
+}
+
+void lp_init_deferrable_work(struct delayed_work *work, work_func_t func)
+{
+	INIT_DEFERRABLE_WORK(work, func);
+}
+
+bool lp_schedule_delayed_work(struct delayed_work *work, unsigned int seconds)
+{
+	return schedule_delayed_work(work, secs_to_jiffies(seconds));
 }
 
 int lp_request_module(const char *name)

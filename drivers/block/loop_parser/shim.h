@@ -75,9 +75,20 @@ bool lp_bdev_rot(struct block_device *bdev);
 int lp_register_blkdev(unsigned int major, const char *name, void (*probe)(dev_t devt));
 void lp_unregister_blkdev(unsigned int major, const char *name);
 
+/* Control groups. */
+void *lp_request_blkcg(struct request *rq);
+void lp_css_get(void *css);
+void lp_css_put(void *css);
+void lp_associate_blkcg(void *css);
+void *lp_get_memory_css(void *css);
+void *lp_set_active_memory(void *css);
+void lp_restore_active_memory(void *memcg);
+
 /* Tasks, locks, work. */
 unsigned int lp_worker_begin(void);
 void lp_worker_end(unsigned int flags);
+unsigned int lp_memalloc_noreclaim_save(void);
+void lp_memalloc_noreclaim_restore(unsigned int flags);
 int lp_mutex_lock_killable(struct mutex *lock);
 void lp_mutex_init(struct mutex *lock, const char *name, struct lock_class_key *key);
 void lp_down_read_non_owner(struct rw_semaphore *sem);
@@ -86,6 +97,8 @@ void lp_init_rwsem(struct rw_semaphore *sem);
 void lp_init_work(struct work_struct *work, work_func_t func);
 bool lp_queue_work(struct workqueue_struct *wq, struct work_struct *work);
 struct workqueue_struct *lp_alloc_workqueue(int number);
+void lp_init_deferrable_work(struct delayed_work *work, work_func_t func);
+bool lp_schedule_delayed_work(struct delayed_work *work, unsigned int seconds);
 int lp_request_module(const char *name);
 void lp_cond_resched(void);
 

@@ -8,6 +8,7 @@
 //! upstream abstractions as they land.
 
 pub(crate) mod bdev;
+pub(crate) mod cgroup;
 pub(crate) mod disk;
 pub(crate) mod file;
 pub(crate) mod frozen;

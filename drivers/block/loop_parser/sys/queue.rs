@@ -81,6 +81,12 @@ impl<T: DiskOps> Backlog<T> {
         Some(worker)
     }
 
+    /// Whether there is nothing to do and no worker is doing anything.
+    pub(crate) fn is_idle(&self) -> bool {
+        let list = self.list.lock();
+        list.head.is_none() && list.awake == 0
+    }
+
     /// Takes the oldest request. `None`: the list is empty and `worker` is asleep from now on.
     pub(crate) fn pop(&self, worker: u32) -> Option<Request<T>> {
         let mut list = self.list.lock();

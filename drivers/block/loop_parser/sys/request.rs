@@ -34,6 +34,7 @@ use kernel::{
 
 use super::{
     bindings,
+    cgroup::BlockCgroup,
     disk::{
         device_of_queue,
         disk_of_queue,
@@ -203,6 +204,22 @@ impl<T: DiskOps> Request<T> {
     pub(crate) fn len(&self) -> u32 {
         // SAFETY: By the invariant the request is valid.
         unsafe { (*self.raw.as_ptr()).__data_len }
+    }
+
+    /// Whether this is memory being swapped in or out.
+    pub(crate) fn is_swap(&self) -> bool {
+        self.flags() & bindings::LP_REQ_SWAP != 0
+    }
+
+    /// Whom the request is charged to; `None` for the root group. All bios of a request have the
+    /// same.
+    pub(crate) fn cgroup(&self) -> Option<BlockCgroup> {
+        // SAFETY: By the invariant the request is valid, and has the bios that are not ended. A bio
+        // keeps its group.
+        unsafe {
+            let css = bindings::lp_request_blkcg(self.raw.as_ptr());
+            NonNull::new(css).map(|css| BlockCgroup::get(css))
+        }
     }
 
     /// The driver's device.

@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The work queue of a device, and what a worker may do.
+//! The work queue of a device, what a worker may do, and work for later.
 
-use core::ptr::NonNull;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
 
 use kernel::{
     prelude::*,
-    types::NotThreadSafe,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    },
     workqueue::Queue, //
 };
 
@@ -83,5 +89,101 @@ impl Drop for WorkerContext {
     fn drop(&mut self) {
         // SAFETY: Same task as in `enter`, as this type is not `Send`.
         unsafe { bindings::lp_worker_end(self.flags) };
+    }
+}
+
+/// The task may use the memory reserves while this lives (`PF_MEMALLOC`): what it does frees memory.
+pub(crate) struct MemoryReserves {
+    flags: u32,
+    _not_send: NotThreadSafe,
+}
+
+impl MemoryReserves {
+    /// Opens the reserves.
+    pub(crate) fn open() -> Self {
+        Self {
+            // SAFETY: Changes flags of the current task only.
+            flags: unsafe { bindings::lp_memalloc_noreclaim_save() },
+            _not_send: NotThreadSafe,
+        }
+    }
+}
+
+impl Drop for MemoryReserves {
+    fn drop(&mut self) {
+        // SAFETY: Same task as in `open`, as this type is not `Send`.
+        unsafe { bindings::lp_memalloc_noreclaim_restore(self.flags) };
+    }
+}
+
+/// Something to be done some time after it was asked for.
+pub(crate) trait Later: Send + Sync + 'static {
+    /// Does it, in a worker. `true`: once more, as long after.
+    fn run(&self) -> bool;
+}
+
+/// A value with work that can be asked for in advance. Dropping it calls the work off.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Deferred<T: Later> {
+    #[pin]
+    work: Opaque<bindings::delayed_work>,
+    seconds: u32,
+    #[pin]
+    value: T,
+}
+
+// SAFETY: Delayed work may be used from any thread.
+unsafe impl<T: Later> Send for Deferred<T> {}
+// SAFETY: See above.
+unsafe impl<T: Later> Sync for Deferred<T> {}
+
+impl<T: Later> Deferred<T> {
+    /// Creates an initialiser. The work is done `seconds` after it was asked for; a processor that
+    /// sleeps is not woken for it.
+    pub(crate) fn new(seconds: u32, value: impl PinInit<T>) -> impl PinInit<Self> {
+        pin_init!(Self {
+            // SAFETY: `slot` is valid for writes and pinned.
+            work <- Opaque::ffi_init(|slot| unsafe {
+                bindings::lp_init_deferrable_work(slot, Some(run_deferred::<T>));
+            }),
+            seconds,
+            value <- value,
+        })
+    }
+
+    /// Asks for the work, unless that was done already. From any context.
+    pub(crate) fn ask(&self) {
+        // SAFETY: The work was initialised by `new`, and dropping `self` cancels it.
+        unsafe { bindings::lp_schedule_delayed_work(self.work.get(), self.seconds) };
+    }
+}
+
+impl<T: Later> Deref for Deferred<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+#[pinned_drop]
+impl<T: Later> PinnedDrop for Deferred<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: The work was initialised by `new`. May sleep.
+        unsafe { bindings::cancel_delayed_work_sync(self.work.get()) };
+    }
+}
+
+/// # Safety
+///
+/// Only to be called by the work queue for the work of a `Deferred<T>`.
+unsafe extern "C" fn run_deferred<T: Later>(work: *mut bindings::work_struct) {
+    // SAFETY: By the requirement; the drop of the value waits for this function.
+    let deferred = unsafe {
+        let delayed = kernel::container_of!(work, bindings::delayed_work, work);
+        &*kernel::container_of!(Opaque::cast_from(delayed), Deferred<T>, work)
+    };
+    if deferred.value.run() {
+        deferred.ask();
     }
 }
