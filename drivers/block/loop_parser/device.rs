@@ -492,14 +492,19 @@ impl Device {
         }
     }
 
-    /// The file system has no fallocate of this mode after all: stop advertising it. The limits
-    /// lock must not be waited for here: its holder may be waiting for this very request.
+    /// The file system has no fallocate of this mode after all: stop advertising it, at once if
+    /// possible. The limits lock must not be waited for here: its holder may be waiting for this
+    /// very request.
     pub(crate) fn withdraw_fallocate(this: ArcBorrow<'_, Self>, mode: i32) {
         if mode & LP_FALLOC_FL_ZERO_RANGE != 0 {
             this.no_zero_range.store(true, Relaxed);
         }
         if mode & LP_FALLOC_FL_PUNCH_HOLE != 0 {
             this.no_punch_hole.store(true, Relaxed);
+        }
+        if let Some(limits) = LimitsUpdate::try_start(&this.disk) {
+            // Without a freeze, which would wait for this very request, as in the C driver.
+            return this.apply_withdrawn(limits);
         }
         if let Some(queue) = this.queue.as_ref() {
             let device: Arc<Device> = this.into();
@@ -514,8 +519,9 @@ impl Device {
         self.no_punch_hole.store(false, Relaxed);
     }
 
-    fn apply_withdrawn(&self) {
-        let mut limits = LimitsUpdate::start(&self.disk);
+    // Limits are large: not on the stack of those who serve requests.
+    #[inline(never)]
+    fn apply_withdrawn(&self, mut limits: LimitsUpdate<'_, Self>) {
         if self.no_zero_range.load(Relaxed) {
             limits.max_write_zeroes_sectors = 0;
         }
@@ -523,10 +529,7 @@ impl Device {
             limits.max_hw_discard_sectors = 0;
             limits.discard_granularity = 0;
         }
-        let frozen = self.disk.freeze();
-        let result = limits.commit();
-        drop(frozen);
-        if result.is_err() {
+        if limits.commit().is_err() {
             pr_warn!("loop{}: cannot withdraw discard limits\n", self.number);
         }
     }
@@ -547,7 +550,10 @@ impl WorkItem<0> for Device {
     type Pointer = Arc<Device>;
 
     fn run(this: Arc<Device>) {
-        this.apply_withdrawn();
+        let limits = LimitsUpdate::start(&this.disk);
+        let frozen = this.disk.freeze();
+        this.apply_withdrawn(limits);
+        drop(frozen);
     }
 }
 

@@ -184,6 +184,14 @@ void lp_queue_limits_start_update(struct request_queue *q, struct queue_limits *
 	*lim = queue_limits_start_update(q);
 }
 
+bool lp_queue_limits_try_start_update(struct request_queue *q, struct queue_limits *lim)
+{
+	if (!mutex_trylock(&q->limits_lock))
+		return false;
+	*lim = q->limits;
+	return true;
+}
+
 unsigned int lp_blk_mq_freeze_queue(struct request_queue *q)
 {
 	return blk_mq_freeze_queue(q);

@@ -62,6 +62,7 @@ void lp_disk_set_part_scan(struct gendisk *disk, bool enable);
 struct gendisk *lp_blk_mq_alloc_disk(struct blk_mq_tag_set *set, struct queue_limits *lim,
 				     void *queuedata);
 void lp_queue_limits_start_update(struct request_queue *q, struct queue_limits *lim);
+bool lp_queue_limits_try_start_update(struct request_queue *q, struct queue_limits *lim);
 unsigned int lp_blk_mq_freeze_queue(struct request_queue *q);
 void lp_blk_mq_unfreeze_queue(struct request_queue *q, unsigned int memflags);
 bool lp_blk_should_fake_timeout(struct request_queue *q);

@@ -58,6 +58,23 @@ impl<'a, T: DiskOps> LimitsUpdate<'a, T> {
         }
     }
 
+    /// The same, if nobody holds the lock.
+    pub(crate) fn try_start(disk: &'a Disk<T>) -> Option<Self> {
+        let mut limits = MaybeUninit::<queue_limits>::zeroed();
+        // SAFETY: As in `start`.
+        let (limits, locked) = unsafe {
+            let locked =
+                bindings::lp_queue_limits_try_start_update(disk.queue(), limits.as_mut_ptr());
+            (limits.assume_init(), locked)
+        };
+        // Not `then_some`: to drop a value is to unlock.
+        locked.then(|| Self {
+            disk,
+            limits,
+            _not_send: NotThreadSafe,
+        })
+    }
+
     /// Puts the changed limits in force; `EINVAL` if they make no sense. For a disk without I/O, or
     /// one that is frozen: requests could see half of the change.
     pub(crate) fn commit(mut self) -> Result {
