@@ -96,7 +96,7 @@ rust-analyzer: modules
 
 .PHONY: check
 check: environment
-	$(Q)tools/testing/check
+	$(Q)tools/testing/check $(if $(ALSO),--also $(ALSO))
 
 # On a kernel that finds errors (tools/testing/vm/debug.config).
 .PHONY: check-debug
@@ -106,7 +106,7 @@ check-debug: environment
 # The same, with ten minutes for each suite that does random things.
 .PHONY: check-long
 check-long: environment
-	$(Q)LP_LONG=1 tools/testing/check
+	$(Q)LP_LONG=1 tools/testing/check $(if $(ALSO),--also $(ALSO))
 
 # The format code as host programs: any cargo will do.
 .PHONY: check-host
@@ -164,6 +164,7 @@ help:
 	@echo  '  KDIR=folder       - build for this kernel: its build folder. Default: the'
 	@echo  '                      running kernel if its headers have Rust metadata, or'
 	@echo  '                      else the one that `make prepare` makes'
+	@echo  '  ALSO=stage        - check: do this one, too (see the head of tools/testing/check)'
 	@echo  '  MO=folder         - build there, not among the sources'
 	@echo  '  INSTALL_MOD_PATH, INSTALL_MOD_DIR, V, W - as for the kernel'
 	@echo  '  CONFIG_BLK_DEV_LOOP_PARSER_<FORMAT>=n   - leave a parser module out'
