@@ -174,7 +174,8 @@ def stop_udev():
     if udev_runs():
         settle()
         run("udevadm", "control", "--exit")
-        wait_until(lambda: not udev_runs(), "udevd has ended")
+        # It waits for its workers, which may be looking at a device yet.
+        wait_until(lambda: not udev_runs(), "udevd has ended", seconds=180)
 
 
 def udev_runs():
