@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Kernel trace events, in a trace instance of our own."""
+
+import contextlib
+import os
+import re
+
+INSTANCE = "/sys/kernel/tracing/instances/loop-selftests"
+# "  comm-pid  [cpu] flags time: event: fields"
+LINE = re.compile(r".*?\[\d+\] \S+ +[\d.]+: (\w+): (.*)")
+
+
+class Trace:
+    """What was traced while a `with` block ran."""
+
+    def __init__(self):
+        self.events = []
+
+    def named(self, name):
+        """The text of all events of one name."""
+        return [text for event, text in self.events if event == name]
+
+    def fields(self, name, pattern):
+        """What the groups of a regular expression caught in each event of one name."""
+        found = [re.search(pattern, text) for text in self.named(name)]
+        return [match.groups() for match in found if match]
+
+
+@contextlib.contextmanager
+def tracing(*events, device=None):
+    """Traces events like "ext4/ext4_fallocate_enter"; of one device, if its node is given."""
+    trace = Trace()
+    os.mkdir(INSTANCE)
+    try:
+        for event in events:
+            if device:
+                write(f"events/{event}/filter", f"dev == {number(device)}")
+            write(f"events/{event}/enable", "1")
+        yield trace
+        for event in events:
+            write(f"events/{event}/enable", "0")
+        with open(f"{INSTANCE}/trace", encoding="utf-8", errors="replace") as file:
+            found = [LINE.match(line.rstrip("\n")) for line in file]
+        trace.events.extend(match.groups() for match in found if match)
+    finally:
+        os.rmdir(INSTANCE)
+
+
+def number(path):
+    """A device number as the kernel has it in memory."""
+    device = os.stat(path).st_rdev
+    return os.major(device) << 20 | os.minor(device)
+
+
+def write(name, text):
+    """Writes to a file of the instance."""
+    with open(f"{INSTANCE}/{name}", "w", encoding="ascii") as file:
+        file.write(f"{text}\n")
