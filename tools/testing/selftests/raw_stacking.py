@@ -166,10 +166,24 @@ COUNTERS = {"reads": 0, "read merges": 1, "sectors read": 2, "writes": 4, "write
 
 
 def counters(path):
-    """/sys/block/NAME/stat, but for the times."""
-    with open(f"/sys/block/{os.path.basename(path)}/stat", encoding="ascii") as file:
-        numbers = [int(number) for number in file.read().split()]
-    return {name: numbers[place] for name, place in COUNTERS.items()}
+    """/sys/block/NAME/stat, but for the times, once it has counted all that is done.
+
+    A request is counted after its last bio has ended: whoever waits for that may be earlier.
+    """
+    found = {}
+
+    def counted():
+        with open(f"/sys/block/{os.path.basename(path)}/stat", encoding="ascii") as file:
+            numbers = [int(number) for number in file.read().split()]
+        found.update((name, numbers[place]) for name, place in COUNTERS.items())
+        return not found["in flight"]
+
+    system.wait_until(counted, f"nothing is in flight on {path}")
+    return found
+
+
+# So little that it is one request, however many pages of the memory lie side by side.
+COUNTED = 256 << 10
 
 
 @suite.cases(buffered="off", direct="on")
@@ -179,9 +193,10 @@ def io_is_counted(t, direct):
     watched = {"loop": loop.path, "disk": disk}
     with Direct(loop.path) as device:
         for name, function, *args in (
-                ("write", device.write, 0, blockio.pattern(MIB)), ("read", device.read, 0, MIB),
+                ("write", device.write, 0, blockio.pattern(COUNTED)),
+                ("read", device.read, 0, COUNTED),
                 ("small read", device.read, 512, 512), ("flush", device.flush),
-                ("again", device.read, 0, MIB)):
+                ("again", device.read, 0, COUNTED)):
             before = {key: counters(path) for key, path in watched.items()}
             function(*args)
             for key, path in watched.items():
