@@ -150,7 +150,12 @@ fn detect(file: &BackingFile, loop_number: u32) -> Result<BoundParser> {
     ends.resize(Probe::HEAD + Probe::TAIL, 0u8, GFP_KERNEL)?;
     let (head, tail) = ends.split_at_mut(Probe::HEAD);
     let probe = read_ends(file, head, tail).inspect_err(|error| {
-        pr_err!("loop{loop_number}: refused: cannot read the file to recognise it ({error:?})\n");
+        // Nobody refused, if the caller is being killed.
+        if *error != EINTR {
+            pr_err!(
+                "loop{loop_number}: refused: cannot read the file to recognise it ({error:?})\n"
+            );
+        }
     })?;
     // Held until the parsers have answered: none of them can be unloaded in between.
     let mut pinned = KVec::new();

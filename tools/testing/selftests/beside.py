@@ -194,7 +194,6 @@ def losetup_finds_devices_through_the_other_control_node(t):
 
 @suite.test
 def node_without_a_device_makes_one(t):
-    t.allow_log("block device autoloading is deprecated and will be removed.")
     loop = beside_stock(t)
     node = t.path("node")
     major = os.major(os.stat(loop.path).st_rdev)

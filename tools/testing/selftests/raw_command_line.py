@@ -18,8 +18,7 @@ from lib.system import run
 COMMAND_LINE = "loop.max_loop=3 loop.max_part=7 loop.hw_queue_depth=16 max_loop=5 max_part=1"
 PARAMETERS = "/sys/module/loop/parameters"
 # A node that has no device was opened; see block/bdev.c.
-AUTOLOAD = r"block device autoloading is deprecated and will be removed\."
-suite = Suite(allow=[AUTOLOAD])
+suite = Suite()
 
 
 def modprobe(t, *params):

@@ -18,8 +18,7 @@ MIB = 1 << 20
 MAJOR = 7
 IOCTL = 16
 # A node that has no device was opened; see block/bdev.c.
-AUTOLOAD = r"block device autoloading is deprecated and will be removed\."
-suite = Suite(allow=[AUTOLOAD])
+suite = Suite()
 
 
 def outcome(function, *args):

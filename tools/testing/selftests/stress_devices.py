@@ -27,8 +27,7 @@ NOISE = [r"(Buffer )?I/O error.*", r".*I/O error, dev loop\d+.*",
          r"loop\d+: p\d+ (start|size) \d+ .*", r"loop\d+: unable to read partition table",
          r"Dev loop\d+: unable to read RDB block \d+", r"Invalid logical block size \(\d+\)",
          r"operation not supported error, dev loop\d+.*",
-         r".*attempt to access beyond end of device.*",
-         r"block device autoloading is deprecated and will be removed\."]
+         r".*attempt to access beyond end of device.*"]
 # Also of a device that is read-only, or shorter than a moment before.
 FINE = (*jobs.TAKEN_AWAY, errno.EPERM, errno.EROFS, errno.EACCES, errno.ENOSPC)
 suite = Suite(allow=NOISE)
