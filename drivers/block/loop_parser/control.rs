@@ -216,23 +216,22 @@ impl ControlOps for Instance {
             _ => Err(ENOSYS),
         }
     }
-}
 
-/// Somebody opened a device node that has no device.
-pub(crate) fn probe(major: u32, minor: u32) {
-    let found = {
-        let instances = INSTANCES.lock();
-        let mut instances = instances.iter();
-        instances
-            .find(|instance| instance.major() == major)
-            .cloned()
-    };
-    let Some(instance) = found else {
-        return;
-    };
-    if let Some(number) = instance.probed_number(minor) {
-        // There is nobody to tell: the open that caused this fails, or finds the device another
-        // task has just created.
-        let _ = add(&instance, Some(number));
+    fn probe(major: u32, minor: u32) {
+        let found = {
+            let instances = INSTANCES.lock();
+            let mut instances = instances.iter();
+            instances
+                .find(|instance| instance.major() == major)
+                .cloned()
+        };
+        let Some(instance) = found else {
+            return;
+        };
+        if let Some(number) = instance.probed_number(minor) {
+            // There is nobody to tell: the open that caused this fails, or finds the device another
+            // task has just created.
+            let _ = add(&instance, Some(number));
+        }
     }
 }

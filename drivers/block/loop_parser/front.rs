@@ -78,7 +78,7 @@ impl Running {
         let instance = Instance::new(&front)?;
         // Made before anything can create a device, to remove it if what follows fails.
         let devices = Devices(instance.clone());
-        let probe = BlockMajor::register(front.major, front.name, control::probe)?;
+        let probe = BlockMajor::register::<Instance>(front.major, front.name)?;
         instance.set_major(probe.number());
         INSTANCES.lock().push(instance.clone(), GFP_KERNEL)?;
         // Last of what can fail: it can be used as soon as it is there, to add devices, and a

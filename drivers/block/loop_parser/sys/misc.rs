@@ -10,10 +10,7 @@ use kernel::{
         c_ulong, //
     },
     prelude::*,
-    sync::{
-        Arc,
-        SetOnce, //
-    },
+    sync::Arc,
     types::Opaque, //
 };
 
@@ -44,10 +41,13 @@ impl ControlNode {
     }
 }
 
-/// What a control node does.
+/// What makes devices come and go.
 pub(crate) trait ControlOps: Send + Sync + 'static {
-    /// An ioctl; its result is the return value.
+    /// An ioctl of the control node; its result is the return value.
     fn ioctl(this: &Arc<Self>, cmd: u32, arg: usize) -> Result<u32>;
+
+    /// Somebody opened a node of one of the registered majors that has no device.
+    fn probe(major: u32, minor: u32);
 }
 
 /// A registered control node. An open one keeps the module it was registered for loaded.
@@ -148,21 +148,17 @@ pub(crate) struct BlockMajor {
     name: &'static CStr,
 }
 
-/// Somebody opened a node that has no device: its major and minor.
-static PROBE: SetOnce<fn(u32, u32)> = SetOnce::new();
-
 impl BlockMajor {
-    /// Registers the major; `EIO`, as with the C driver, if another driver has it. `probe` is called
-    /// for nodes without a device and is to be the same for all.
-    pub(crate) fn register(major: Major, name: &'static CStr, probe: fn(u32, u32)) -> Result<Self> {
-        PROBE.populate(probe);
+    /// Registers the major; `EIO`, as with the C driver, if another driver has it. `T` is told of
+    /// nodes without a device.
+    pub(crate) fn register<T: ControlOps>(major: Major, name: &'static CStr) -> Result<Self> {
         let wanted = match major {
             Major::Loop => bindings::LP_LOOP_MAJOR,
             Major::Dynamic => 0,
         };
         // SAFETY: The name is static, and so is the function.
         let ret = unsafe {
-            bindings::lp_register_blkdev(wanted, name.as_char_ptr(), Some(probe_callback))
+            bindings::lp_register_blkdev(wanted, name.as_char_ptr(), Some(probe_callback::<T>))
         };
         let number = match (u32::try_from(ret), major) {
             (Ok(number), Major::Dynamic) => number,
@@ -187,11 +183,9 @@ impl Drop for BlockMajor {
 /// # Safety
 ///
 /// Only to be called by the block layer.
-unsafe extern "C" fn probe_callback(dev: bindings::dev_t) {
-    if let Some(probe) = PROBE.as_ref() {
-        let (major, minor) = split_dev(dev);
-        probe(major, minor);
-    }
+unsafe extern "C" fn probe_callback<T: ControlOps>(dev: bindings::dev_t) {
+    let (major, minor) = split_dev(dev);
+    T::probe(major, minor);
 }
 
 /// Major and minor of a device number.
