@@ -181,12 +181,23 @@ impl Lanes {
     pub(crate) fn push(&self, queue: &Queue, request: Request<Device>) {
         if let Some(cgroup) = request.cgroup() {
             // Without memory for a lane the I/O is done as the root's, as with the C driver.
-            if let Ok(lane) = self.others.lane(cgroup) {
-                self.others.ask();
+            if let Ok(lane) = self.lane(cgroup) {
                 return Lane::push(lane.as_arc_borrow(), queue, request);
             }
         }
         Lane::push(self.root.as_arc_borrow(), queue, request);
+    }
+
+    /// The lane of a group.
+    fn lane(&self, cgroup: BlockCgroup) -> Result<Arc<Lane>> {
+        if let Some(lane) = self.others.find(&cgroup) {
+            return Ok(lane);
+        }
+        let lane = self.others.add(cgroup)?;
+        // After the lane has been added. The work asks for itself again as long as it finds lanes;
+        // if it has just found none, it can be asked for again while it still runs.
+        self.others.ask();
+        Ok(lane)
     }
 }
 
@@ -204,14 +215,18 @@ impl Others {
         })
     }
 
-    /// The lane of a group. The group of a lane in the tree is referred to, so its key is not
-    /// reused.
-    fn lane(&self, cgroup: BlockCgroup) -> Result<Arc<Lane>> {
+    /// The lane of a group, if it has one. The group of a lane in the tree is referred to, so its
+    /// key is not reused.
+    fn find(&self, cgroup: &BlockCgroup) -> Option<Arc<Lane>> {
+        let tree = self.tree.lock();
+        let lane = tree.get(&cgroup.key())?;
+        lane.used.store(true, Relaxed);
+        Some(lane.clone())
+    }
+
+    /// Gives a group a lane.
+    fn add(&self, cgroup: BlockCgroup) -> Result<Arc<Lane>> {
         let key = cgroup.key();
-        if let Some(lane) = self.tree.lock().get(&key) {
-            lane.used.store(true, Relaxed);
-            return Ok(lane.clone());
-        }
         let lane = Lane::new(Some(cgroup), GFP_NOWAIT)?;
         let node = RBTreeNode::new(key, lane.clone(), GFP_NOWAIT)?;
         // If another processor was faster, its lane gives way: it ends with its requests.

@@ -4,7 +4,7 @@
 
 import os
 
-from lib import blockio, images, loopdev, memory, system, vhd
+from lib import blockio, cgroup, images, loopdev, memory, system, vhd
 from lib.ktap import Failure, Suite, ensure, equal
 from lib.system import run
 
@@ -136,6 +136,20 @@ def threads_end_with_the_device(t):
         names = [name for name in threads() if not name.startswith("kworker")]
         before = [name for name in before if not name.startswith("kworker")]
     equal(names, before, "kernel threads")
+
+
+@suite.test
+def control_groups_are_let_go(t):
+    """A device keeps a group that has done I/O on it for a minute or two, and not for ever."""
+    path = blockio.make_sparse(t.path("a"), MIB)
+    loop = t.attach(path)
+    for name in ("first", "second"):
+        group = cgroup.Group(t, name, controllers=("io",))
+        before = cgroup.dying()
+        group.do_io(loop.path, "write", 0, MIB)
+        group.remove()
+        equal(cgroup.dying(), before + 1, "groups that were removed and are in use")
+        system.wait_until(lambda: cgroup.dying() <= before, f"the {name} group is let go", 600)
 
 
 @suite.test

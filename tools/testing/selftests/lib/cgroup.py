@@ -38,7 +38,9 @@ class Group:
         t.defer(self.remove)
 
     def remove(self):
-        """Ends what runs in the group and removes it."""
+        """Ends what runs in the group and removes it, unless that was done."""
+        if not os.path.isdir(self.path):
+            return
         self.set("cgroup.kill", 1)
         system.wait_until(lambda: not self.get("cgroup.procs"), "the group is empty")
         os.rmdir(self.path)
@@ -106,6 +108,13 @@ def enable(t, controllers):
         if name not in have:
             write(path, f"+{name}")
             t.defer(write, path, f"-{name}")
+
+
+def dying():
+    """How many groups were removed and are referred to yet."""
+    with open(os.path.join(ROOT, "cgroup.stat"), encoding="ascii") as file:
+        numbers = dict(line.split() for line in file)
+    return int(numbers["nr_dying_descendants"])
 
 
 def write(path, text):
