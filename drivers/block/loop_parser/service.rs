@@ -317,11 +317,7 @@ fn write_new(request: &LoopRequest, unit: (u64, u64)) -> crate::contract::Result
 
 /// All tables of completed writes are in the page cache already, so one fsync does it.
 fn flush(binding: &Binding) -> Result {
-    match binding.image().sync(binding.file()) {
-        // What the C driver makes of file systems without fsync.
-        Ok(()) | Err(EINVAL) => Ok(()),
-        Err(_) => Err(EIO),
-    }
+    binding.image().sync(binding.file()).map_err(|_| EIO)
 }
 
 /// Discard and write-zeroes of a raw file; no other image advertises them.
