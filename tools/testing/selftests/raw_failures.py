@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A raw device whose file is cut, grows, or fails: what readers, writers and the log get."""
 
+import fcntl
 import os
 import re
 
@@ -250,6 +251,47 @@ def an_error_is_that_of_the_file_system(t):
     with Direct(loop.path) as device:
         for pos in (0, 1 << 30, (16 << 30) - 4096):
             t.record(f"write at {pos}", outcome(device.write, pos, bytes(4096)))
+
+
+@suite.test
+def discards_that_do_not_fit_the_disk_below(t):
+    """The sectors of the device are smaller than those of the disk below: fallocate says EINVAL.
+
+    The C driver passes that on from one of its functions, and makes it EIO in another.
+    """
+    below = backings.loop_device_4k(t)
+    data = blockio.direct_read(below, 0, LENGTH)
+    loop = t.attach(below, block_size=512)
+    with Direct(loop.path) as device:
+        for pos, length in ((512, 512), (0, 512), (4096 - 512, 1024), (MIB, 4096 + 512)):
+            for function in (device.discard, device.zero):
+                equal(outcome(function, pos, length), "Input/output error", f"{pos} {length}")
+        same_bytes(device.read(0, LENGTH), data, "device after errors")
+        device.discard(MIB, 8192)
+        device.zero(2 * MIB, 8192)
+        expected = bytearray(data)
+        for pos in (MIB, 2 * MIB):
+            expected[pos:pos + 8192] = bytes(8192)
+        same_bytes(device.read(0, LENGTH), bytes(expected), "device")
+    same_bytes(blockio.direct_read(below, 0, LENGTH), bytes(expected), "disk below")
+
+
+@suite.test
+def a_sealed_file(t):
+    """fallocate, and write, say EPERM: a device has no such error."""
+    fd = os.memfd_create("sealed", os.MFD_ALLOW_SEALING)
+    t.defer(os.close, fd)
+    data = blockio.pattern(LENGTH)
+    loopdev.pwrite_all(fd, data, 0)
+    loop = t.attach(f"/proc/self/fd/{fd}")
+    with Direct(loop.path) as device:
+        device.discard(0, 4096)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        for function, *args in ((device.discard, 0, 8192), (device.zero, 0, 8192),
+                                (device.write, 0, bytes(4096))):
+            equal(outcome(function, *args), "Input/output error", function.__name__)
+        same_bytes(device.read(0, LENGTH), bytes(4096) + data[4096:], "device")
+    t.record("discards that are allowed", loop.attr("queue/discard_max_bytes"))
 
 
 if __name__ == "__main__":
