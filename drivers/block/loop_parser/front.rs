@@ -15,6 +15,7 @@ use kernel::{
 use crate::{
     control,
     instance::Instance,
+    parser::check_stamp,
     sys::{
         globals::INSTANCES,
         misc::{
@@ -63,7 +64,7 @@ pub struct Running {
 
 impl Running {
     /// Starts the driver for `front`. `stamp` is to be the [`INTERFACE_STAMP`] that the caller was
-    /// compiled with. Not inlined: the comparison must be made by the code of `loop_parser.ko`.
+    /// compiled with.
     ///
     /// # Errors
     ///
@@ -71,10 +72,7 @@ impl Running {
     /// fit no device number, `EIO` if the major is taken, as with the C driver. `ENOMEM`.
     #[inline(never)]
     pub fn start(stamp: u64, front: Front) -> Result<Self> {
-        if stamp != INTERFACE_STAMP {
-            pr_err!("a module built for another loop_parser was refused; rebuild both together\n");
-            return Err(ENOEXEC);
-        }
+        check_stamp(stamp)?;
         let instance = Instance::new(&front)?;
         // Made before anything can create a device, to remove it if what follows fails.
         let devices = Devices(instance.clone());

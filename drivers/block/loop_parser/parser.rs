@@ -33,9 +33,19 @@ mod stamp {
     include!(concat!(env!("LOOP_PARSER_OBJ"), "/interface_stamp.rs"));
 }
 
-/// Identifies the interface (its sources, the compiler, the kernel) a parser was compiled against.
-/// There are no symbol versions for Rust, so [`Registration::new`] compares this.
+/// Identifies the interface (its sources, the compiler, the kernel) a module was compiled against.
+/// There are no symbol versions for Rust, so whatever modules register with compares this first.
 pub use stamp::INTERFACE_STAMP;
+
+/// `ENOEXEC`, and a line in the log, if a module was compiled with another [`INTERFACE_STAMP`].
+/// Callers are not inlined: the comparison must be made by the code of `loop_parser.ko`.
+pub(crate) fn check_stamp(stamp: u64) -> Result {
+    if stamp != INTERFACE_STAMP {
+        pr_err!("a module built for another loop_parser was refused; rebuild both together\n");
+        return Err(ENOEXEC);
+    }
+    Ok(())
+}
 
 /// What an attach asks of a parser.
 #[derive(Clone, Copy)]
@@ -106,8 +116,7 @@ impl Registration {
     /// Registers `parser` under `name`.
     ///
     /// `stamp` is to be the [`INTERFACE_STAMP`] the caller was compiled with; nothing else is
-    /// touched before it was compared. Not inlined: the comparison must be made by the code of
-    /// `loop_parser.ko`.
+    /// touched before it was compared.
     ///
     /// # Errors
     ///
@@ -120,10 +129,7 @@ impl Registration {
         module: &'static ThisModule,
         parser: &'static dyn Parser,
     ) -> Result<Self> {
-        if stamp != INTERFACE_STAMP {
-            pr_err!("a parser built for another loop module was refused; rebuild both together\n");
-            return Err(ENOEXEC);
-        }
+        check_stamp(stamp)?;
         let mut registry = PARSERS.lock();
         let taken = name == c"raw" || registry.0.iter().any(|entry| entry.name == name);
         if taken {
