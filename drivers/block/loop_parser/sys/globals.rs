@@ -3,7 +3,8 @@
 //! The driver's global state, each part behind its own mutex.
 //!
 //! Callbacks without context (opening a dead node, a parser registering) need somewhere to start
-//! from, and images are shared by all who run devices. Everything is empty again when the module goes away.
+//! from, and images are shared by all who run devices. Everything is empty again when the module
+//! goes away.
 
 use kernel::{
     prelude::*,
