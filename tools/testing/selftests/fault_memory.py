@@ -7,7 +7,6 @@ was, or succeeds without the memory; then the same operation works. What it has 
 kmemleak after the suite (run_in_vm).
 """
 
-import contextlib
 import ctypes
 import errno
 import os
@@ -84,7 +83,7 @@ def check_and_detach(loop, data):
 def attach(t, kind):
     path, data = image(t, kind)
     loop = loopdev.free()
-    with opened(path) as file:
+    with loopdev.opened(path, os.O_RDWR) as file:
         sweep(lambda: loop.configure(file, flags=loopdev.PARTSCAN),
               lambda: unbound(loop), lambda: check_and_detach(loop, data))
 
@@ -132,7 +131,7 @@ def change_fd(t, kind):
         loop.ioctl(loopdev.CHANGE_FD, first)
         holds(data)
 
-    with opened(path, os.O_RDONLY) as first, opened(copy, os.O_RDONLY) as second:
+    with loopdev.opened(path) as first, loopdev.opened(copy) as second:
         sweep(lambda: loop.ioctl(loopdev.CHANGE_FD, second), lambda: holds(data), back)
 
 
@@ -200,7 +199,7 @@ def open_dead_node(t):
     run("mknod", node, "b", "7", "101")
 
     def open_it():
-        with opened(node, os.O_RDONLY):
+        with loopdev.opened(node):
             pass
 
     sweep(open_it, lambda: gone(loop), lambda: works_and_goes(t, loop),
@@ -243,7 +242,7 @@ def load(t, module):
         ensure(not system.loaded(module), f"{module} is loaded")
         ensure(not os.path.exists("/sys/block/loop0"), "loop0 is there")
 
-    with opened(run("modinfo", "-n", module).strip(), os.O_RDONLY) as file:
+    with loopdev.opened(run("modinfo", "-n", module).strip()) as file:
         # EIO: the major cannot be had, for whatever reason, as with the C driver.
         sweep(lambda: finit_module(file, parameters), absent, lambda: run("rmmod", module),
               text=faults.function_text("do_init_module"), errnos=faults.ERRNOS + (errno.EIO,))
@@ -254,16 +253,6 @@ def finit_module(file, parameters):
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(FINIT_MODULE, file, parameters, 0):
         raise OSError(ctypes.get_errno(), "finit_module")
-
-
-@contextlib.contextmanager
-def opened(path, flags=os.O_RDWR):
-    """A file descriptor."""
-    fd = os.open(path, flags)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 if __name__ == "__main__":

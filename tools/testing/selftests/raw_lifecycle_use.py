@@ -98,7 +98,7 @@ def mount_is_an_exclusive_owner(t):
 @suite.test
 def partition_owner_and_disk_owner(t):
     loop = t.attach(disk(t), flags=loopdev.PARTSCAN)
-    with opened(loop.part(1), EXCLUSIVE):
+    with loopdev.opened(loop.part(1), EXCLUSIVE):
         fails_with(errno.EBUSY, os.open, loop.path, EXCLUSIVE)
         os.close(os.open(loop.part(2), EXCLUSIVE))
         t.record("sectors", outcome(loop.ioctl, loopdev.SET_BLOCK_SIZE, 4096, os.O_RDWR))
@@ -109,7 +109,7 @@ def partition_owner_and_disk_owner(t):
 
 def configure_partition(loop):
     """LOOP_CONFIGURE on a partition of a bound device."""
-    with opened(loop.part(1), os.O_RDWR) as fd:
+    with loopdev.opened(loop.part(1), os.O_RDWR) as fd:
         configure_by(fd, "/proc/self/exe")
 
 
@@ -118,16 +118,6 @@ def disk(t, name="disk"):
     path = blockio.make_sparse(t.path(name), 32 * MIB)
     run("sfdisk", "-q", path, text=TABLE)
     return path
-
-
-@contextlib.contextmanager
-def opened(path, flags=os.O_RDONLY):
-    """A descriptor."""
-    fd = os.open(path, flags)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @suite.test
@@ -174,7 +164,7 @@ def detach_by_one_of_two(t):
 @suite.test
 def autoclear_waits_for_a_partition(t):
     loop = t.attach(disk(t), flags=loopdev.PARTSCAN)
-    with opened(loop.part(1)):
+    with loopdev.opened(loop.part(1)):
         loop.set_status(flags=loopdev.AUTOCLEAR)
         equal(loop.is_bound(), True, "bound while a partition is open")
         equal(len(partitions(loop)), 2, "partitions")
@@ -198,7 +188,7 @@ def table_is_not_read_again_while_a_partition_is_open(t):
     path = disk(t)
     loop = t.attach(path, flags=loopdev.PARTSCAN)
     equal(len(partitions(loop)), 2, "partitions")
-    with opened(loop.part(2)):
+    with loopdev.opened(loop.part(2)):
         loop.write(0, bytes(512))
         fails_with(errno.EBUSY, loop.ioctl, BLKRRPART)
         equal(len(partitions(loop)), 2, "partitions while one is open")
@@ -214,7 +204,7 @@ def change_of_the_file_while_a_partition_is_open(t):
     paths = [disk(t), blockio.make_sparse(t.path("b"), 32 * MIB)]
     loop = t.attach(paths[0], flags=loopdev.PARTSCAN | loopdev.READ_ONLY)
     with open(paths[1], "rb") as file:
-        with opened(loop.part(2)):
+        with loopdev.opened(loop.part(2)):
             t.record("change", outcome(loop.ioctl, loopdev.CHANGE_FD, file.fileno()))
             t.record("partitions", partitions(loop))
             t.record("content", bytes(512) == loop.read(0, 512))
@@ -274,7 +264,7 @@ def in_state(t, state):
     """A device in use in some way."""
     loop = loopdev.free()
     if state == "control":
-        with opened("/dev/loop-control", os.O_RDWR):
+        with loopdev.opened("/dev/loop-control", os.O_RDWR):
             yield
         return
     if state == "open":

@@ -42,6 +42,16 @@ def info64(offset=0, sizelimit=0, flags=0, name=b""):
     return INFO64.pack(0, 0, 0, offset, sizelimit, 0, 0, 0, flags, name[:63], b"", b"", 0, 0)
 
 
+@contextlib.contextmanager
+def opened(path, flags=os.O_RDONLY):
+    """A file or device as a descriptor."""
+    fd = os.open(path, flags)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 class Status:
     """What LOOP_GET_STATUS64 tells."""
 
@@ -69,14 +79,9 @@ class Loop:
         """The path of a partition."""
         return f"{self.path}p{number}"
 
-    @contextlib.contextmanager
     def opened(self, flags=os.O_RDONLY):
         """The device as a file descriptor."""
-        fd = os.open(self.path, flags)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        return opened(self.path, flags)
 
     def ioctl(self, request, arg=0, flags=os.O_RDONLY):
         """Opens the device, does one ioctl, and closes it."""
@@ -133,11 +138,8 @@ class Loop:
 
     def set_attr(self, name, value):
         """Writes a sysfs attribute."""
-        fd = os.open(f"{self.sysfs}/{name}", os.O_WRONLY)
-        try:
+        with opened(f"{self.sysfs}/{name}", os.O_WRONLY) as fd:
             os.write(fd, value.encode() + b"\n")
-        finally:
-            os.close(fd)
 
     def read(self, pos, length):
         """Reads through the page cache of the device."""
@@ -181,11 +183,8 @@ def pwrite_all(fd, data, pos):
 
 def control(request, arg=0):
     """An ioctl of the control node."""
-    fd = os.open("/dev/loop-control", os.O_RDWR)
-    try:
+    with opened("/dev/loop-control", os.O_RDWR) as fd:
         return fcntl.ioctl(fd, request, arg)
-    finally:
-        os.close(fd)
 
 
 def free():
@@ -206,11 +205,8 @@ def remove(number):
 def attach(path, *, file_flags=os.O_RDWR, loop=None, **kwargs):
     """Attaches the file at `path` to a free device; `kwargs` as for Loop.configure."""
     loop = loop or free()
-    fd = os.open(path, file_flags)
-    try:
+    with opened(path, file_flags) as fd:
         loop.configure(fd, name=os.fsencode(path), **kwargs)
-    finally:
-        os.close(fd)
     return loop
 
 

@@ -26,11 +26,8 @@ def call(number, *args):
 def insert(path, params=""):
     """Loads a module from a file, without those it needs."""
     flags = 0 if path.endswith(".ko") else COMPRESSED_FILE
-    fd = os.open(path, os.O_RDONLY)
-    try:
+    with loopdev.opened(path) as fd:
         call(FINIT_MODULE, fd, params.encode(), flags)
-    finally:
-        os.close(fd)
 
 
 def delete(name):
