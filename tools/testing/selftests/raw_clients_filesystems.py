@@ -72,13 +72,10 @@ def made_on_the_device(t, mkfs):
     """mkfs sees a device, discards and zeroes it; the file is then one that the kernel mounts."""
     path = blockio.make_sparse(t.path("image"), 320 * MIB)
     loop = t.losetup(path)
-    run(*mkfs, loop.path)
-    point = t.mount(loop.path)
-    before = trees.make(point)
-    run("umount", point)
+    before = trees.made_on(t, loop.path, *mkfs)
     loop.detach()
     system.settle()
-    t.mount(path, "-o", "loop,ro")
+    point = t.mount(path, "-o", "loop,ro")
     trees.same(point, before, "files")
     unmount(point)
 

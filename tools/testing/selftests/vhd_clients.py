@@ -36,10 +36,7 @@ def partitioned(t):
     loop = t.losetup("-P", path)
     run("sfdisk", "-q", loop.path, text=TABLE)
     system.settle()
-    run("mkfs.ext4", "-q", "-L", "second", loop.part(2))
-    point = t.mount(loop.part(2))
-    before = trees.make(point)
-    run("umount", point)
+    before = trees.made_on(t, loop.part(2), "mkfs.ext4", "-q", "-L", "second")
     loop.detach()
     system.settle()
     return path, before
@@ -99,14 +96,11 @@ def file_system_without_discard(t, mkfs):
     """mkfs finds a device that can neither discard nor zero."""
     path = empty(t, mebibytes=320)
     loop = t.losetup(path)
-    run(*mkfs, loop.path)
-    point = t.mount(loop.path)
-    before = trees.make(point)
-    run("umount", point)
+    before = trees.made_on(t, loop.path, *mkfs)
     loop.detach()
     system.settle()
     raw = images.convert(path, t.path("raw"))
-    t.mount(raw, "-o", "loop,ro")
+    point = t.mount(raw, "-o", "loop,ro")
     trees.same(point, before, "files in the converted image")
     run("umount", point)
 

@@ -5,6 +5,7 @@ import os
 
 from lib import blockio
 from lib.ktap import Failure
+from lib.system import run
 
 KIB = 1 << 10
 SIZES = (0, 1, 511, 512, 4095, 4096, 4097, 65536, 300 * KIB + 7)
@@ -19,6 +20,15 @@ def make(top, seed=1, links=True):
     if links:
         os.symlink("folder 1/below/file 65536", os.path.join(top, "link"))
     return listing(top)
+
+
+def made_on(t, device, *mkfs):
+    """Makes a file system on a device, fills it with make(), unmounts it; returns listing()."""
+    run(*mkfs, device)
+    point = t.mount(device)
+    found = make(point)
+    run("umount", point)
+    return found
 
 
 def listing(top):
