@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
-"""What raw devices are used for: on each other, swap, the root; frozen, suspended, counted."""
+"""What raw devices are used for: on each other, swap, the root; frozen, counted."""
 
 import errno
 import os
