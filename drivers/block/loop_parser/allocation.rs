@@ -13,10 +13,14 @@
 
 use core::marker::PhantomData;
 
+use kernel::error::code::EIO;
+
 use crate::{
     contract::{
         self,
         Error,
+        Extent,
+        Range,
         Reservation,
         Result, //
     },
@@ -24,7 +28,11 @@ use crate::{
         Allocation,
         Image, //
     },
-    sys::file::BackingFile,
+    layers,
+    sys::{
+        file::BackingFile,
+        io, //
+    },
     tables::{
         store_error,
         LockedTables, //
@@ -83,10 +91,14 @@ struct Inner<'a> {
     file: &'a BackingFile,
     slot: usize,
     space: Option<Reservation>,
+    /// What part of it is to be published.
+    written: Range,
 }
 
 /// Reserves space for the allocation unit at guest range `pos..pos + len`, on behalf of a write of
 /// `count` bytes at `at`. `None`: nothing is needed any more, resolve again.
+// Not inlined, for the stack of the I/O path.
+#[inline(never)]
 pub(crate) fn reserve<'a>(
     image: &'a Image,
     file: &'a BackingFile,
@@ -119,6 +131,7 @@ pub(crate) fn reserve<'a>(
         file,
         slot,
         space: None,
+        written: Range { pos, len },
     };
     inner.space = space?;
     Ok(inner.space.is_some().then_some(Allocating {
@@ -157,9 +170,78 @@ impl<'a> Allocating<'a, state::Reserved> {
         Ok((offset, len))
     }
 
-    /// The guest's bytes are in the page cache.
-    pub(crate) fn written(self) -> Allocating<'a, state::Written> {
-        self.into()
+    /// The guest's bytes, `len` at position `at`, are in the page cache. Completes them to what can
+    /// be published: with what the guest range around them has read as so far.
+    pub(crate) fn complete(mut self, at: u64, len: u64) -> Result<Allocating<'a, state::Written>> {
+        let impossible = Error::malformed("parser reserved an impossible space", 0);
+        let space = self.inner.space.ok_or(impossible)?;
+        let written = if space.granule == 0 {
+            Range {
+                pos: space.pos,
+                len: space.len,
+            }
+        } else {
+            let range = granules(space, at, len).ok_or(impossible)?;
+            let end = at.checked_add(len).ok_or(impossible)?;
+            let range_end = range.pos.saturating_add(range.len);
+            self.inner.copy_old(&space, range.pos, at)?;
+            self.inner.copy_old(&space, end, range_end)?;
+            range
+        };
+        self.inner.written = written;
+        Ok(self.into())
+    }
+}
+
+/// The granules of a space that a range touches.
+fn granules(space: Reservation, at: u64, len: u64) -> Option<Range> {
+    let mask = space.granule.checked_sub(1)?;
+    let pos = (at & !mask).max(space.pos);
+    let end = at
+        .checked_add(len)?
+        .checked_next_multiple_of(space.granule)?;
+    let end = end.min(space.pos.checked_add(space.len)?);
+    Some(Range {
+        pos,
+        len: end.checked_sub(pos)?,
+    })
+}
+
+impl Inner<'_> {
+    /// Copies to the space what guest range `start..end` reads as. Under the image's mutex, for its
+    /// scratch memory: this is about the rest of a sector, if a window does not begin at one.
+    // Not inlined: hardly anybody needs it, and its stack.
+    #[inline(never)]
+    fn copy_old(&self, space: &Reservation, start: u64, end: u64) -> Result {
+        if start >= end {
+            return Ok(());
+        }
+        let outside = Error::Store(EIO.to_errno());
+        let mut allocation = self.image.allocation.lock();
+        let _gate = self.image.exclude_direct_writes();
+        let mut pos = start;
+        while pos < end {
+            let most = end.saturating_sub(pos).min(allocation.scratch.len() as u64);
+            let found = layers::find_blocking(self.image, self.file, pos, most)?;
+            let (offset, len) = match found.extent {
+                Extent::Data { offset, len } => (Some(offset), len),
+                Extent::Zero { len } | Extent::Parent { len } => (None, len),
+            };
+            let len = len.min(most);
+            let count = usize::try_from(len).map_err(|_| outside)?;
+            let bytes = allocation.scratch.get_mut(..count).ok_or(outside)?;
+            match (offset, self.image.layer(self.file, found.depth)) {
+                (Some(offset), Some(layer)) => {
+                    io::read_exact(layer.file, offset, bytes).map_err(store_error)?;
+                }
+                _ => bytes.fill(0),
+            }
+            let to = pos.checked_sub(space.pos).ok_or(outside)?;
+            let to = space.offset.checked_add(to).ok_or(outside)?;
+            io::write_all(self.file, to, bytes).map_err(store_error)?;
+            pos = pos.checked_add(len).ok_or(outside)?;
+        }
+        Ok(())
     }
 }
 
@@ -172,7 +254,7 @@ impl<'a> Allocating<'a, state::Written> {
             .as_ref()
             .is_some_and(|space| space.sync_before_publish)
         {
-            inner.image.sync(inner.file).map_err(store_error)?;
+            inner.image.sync_together(inner.file).map_err(store_error)?;
         }
         Ok(self.into())
     }
@@ -188,7 +270,7 @@ impl Allocating<'_, state::Durable> {
         let mut allocation = inner.image.allocation.lock();
         let Allocation { alloc, scratch, .. } = &mut *allocation;
         let mut tables = LockedTables::new(inner.image, inner.file, scratch);
-        alloc.publish(&mut tables, &space)?;
+        alloc.publish(&mut tables, &space, inner.written)?;
         // Published: no longer ours to give back.
         inner.space = None;
         Ok(())

@@ -7,6 +7,8 @@
 //!
 //! Reading them never waits for an attach, a detach or an ioctl that hangs: see [`Shown`].
 
+mod layers;
+
 use core::fmt::Write;
 
 use kernel::{
@@ -49,6 +51,7 @@ static PARTSCAN: File = File::read_only::<Device, Partscan>();
 static DIO: File = File::read_only::<Device, Dio>();
 static VARIANT: File = File::read_only::<Device, Variant>();
 static SIZE_SOURCE: File = File::read_only::<Device, SizeSource>();
+static LAYERS: File = File::read_only::<Device, layers::Layers>();
 
 static ALWAYS: Group = Group::new(DIRECTORY, &[Some(&PARSER), None]);
 static BOUND: Group = Group::new(
@@ -63,7 +66,10 @@ static BOUND: Group = Group::new(
         None,
     ],
 );
-static IMAGE: Group = Group::new(DIRECTORY, &[Some(&VARIANT), Some(&SIZE_SOURCE), None]);
+static IMAGE: Group = Group::new(
+    DIRECTORY,
+    &[Some(&VARIANT), Some(&SIZE_SOURCE), Some(&LAYERS), None],
+);
 
 /// What a disk appears with.
 pub(crate) static GROUPS: GroupList = GroupList::new(&[Some(&ALWAYS), None]);

@@ -13,6 +13,7 @@
 #include <linux/fs.h>
 #include <linux/major.h>
 #include <linux/miscdevice.h>
+#include <linux/namei.h>
 #include <linux/pagemap.h>
 #include <linux/capability.h>
 #include <linux/numa.h>
@@ -54,3 +55,9 @@ const int LP_CAP_SYS_ADMIN = CAP_SYS_ADMIN;
 const int LP_NUMA_NO_NODE = NUMA_NO_NODE;
 const unsigned long LP_PAGE_SIZE = PAGE_SIZE;
 const unsigned int LP_AT_STATX_SYNC_AS_STAT = AT_STATX_SYNC_AS_STAT;
+const unsigned int LP_LOOKUP_FOLLOW = LOOKUP_FOLLOW;
+const unsigned int LP_LOOKUP_BENEATH = LOOKUP_BENEATH;
+const unsigned int LP_LOOKUP_NO_XDEV = LOOKUP_NO_XDEV;
+const unsigned int LP_LOOKUP_NO_MAGICLINKS = LOOKUP_NO_MAGICLINKS;
+const int LP_MAY_READ_OPEN = MAY_READ | MAY_OPEN;
+const int LP_O_RDONLY = O_RDONLY | O_LARGEFILE;

@@ -31,6 +31,9 @@ use crate::{
     }, //
 };
 
+/// Most loop devices that are followed down.
+const MAX_DEPTH: usize = 64;
+
 /// What a file is validated for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Occasion {
@@ -76,6 +79,32 @@ pub(crate) fn validate_file(file: &BackingFile, device: &Device, occasion: Occas
         Kind::Regular | Kind::Block => Ok(()),
         Kind::Other => Err(EINVAL),
     }
+}
+
+/// Whether I/O on `file` ends up on `device` or on one of the files with the identities `above`: the
+/// file is one of these, or a loop device, or on a file system on one, that has any of them below
+/// it. Devices that are put together of others are not looked into.
+pub(crate) fn leads_to(file: &Arc<BackingFile>, device: &Device, above: &[usize]) -> bool {
+    let mut current = file.clone();
+    for _ in 0..MAX_DEPTH {
+        if above.contains(&current.inode_key()) {
+            return true;
+        }
+        let next = match current
+            .backing_device()
+            .map(|bdev| bdev.driver_data::<Device>())
+        {
+            Some(Some(lower)) if core::ptr::eq(lower, device) => return true,
+            Some(Some(lower)) => lower.bound_file(),
+            _ => None,
+        };
+        match next {
+            Some(file) => current = file,
+            None => return false,
+        }
+    }
+    // Nobody knows what is that deep down.
+    true
 }
 
 fn is_ours(bdev: &BlockDevice) -> bool {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `LOOP_CHANGE_FD`: another file of the same size under a read-only device.
+//! `LOOP_CHANGE_FD`: another file of the same size under a read-only device; see `snapshot` for
+//! devices that are not.
 
 use kernel::{
     prelude::*,
@@ -24,7 +25,9 @@ use crate::{
         Device, //
     },
     geometry::can_use_direct,
+    snapshot,
     sys::{
+        bdev::OpenMode,
         bindings::{
             LO_FLAGS_DIRECT_IO,
             LO_FLAGS_PARTSCAN,
@@ -35,11 +38,14 @@ use crate::{
 };
 
 /// Puts the file `fd` in the place of the device's file. The device has to be read-only and the
-/// guest disk in the new file of the same size.
-pub(crate) fn change_fd(device: &Device, fd: u32) -> Result {
+/// guest disk in the new file of the same size, or the new file a child of the device's.
+pub(crate) fn change_fd(device: &Device, mode: OpenMode, fd: u32) -> Result {
     let file = Arc::new(BackingFile::from_fd(fd)?, GFP_KERNEL)?;
     let disk = device.disk_ref();
     let changing = device.changing()?;
+    if is_read_write(device)? {
+        return snapshot::take(device, mode, &file);
+    }
     let result = change(device, &file);
     drop(changing);
     disk.suppress_uevents(false);
@@ -48,6 +54,12 @@ pub(crate) fn change_fd(device: &Device, fd: u32) -> Result {
     }
     disk.uevent_change();
     result.map(|_| ())
+}
+
+fn is_read_write(device: &Device) -> Result<bool> {
+    let config = device.config_killable()?;
+    config.bound()?;
+    Ok(!config.has_flag(LO_FLAGS_READ_ONLY))
 }
 
 /// Returns whether to look for partitions.

@@ -14,7 +14,6 @@ use crate::{
         validation_lock,
         Occasion, //
     },
-    contract::Error as ImageError,
     device::{
         AttachedFile,
         Config,
@@ -25,7 +24,7 @@ use crate::{
         self,
         can_use_direct, //
     },
-    image::ImageUser,
+    opening::Opening,
     select::{
         select,
         Choice, //
@@ -110,48 +109,13 @@ pub(crate) fn open_image(
     choice: &Choice,
     writable: bool,
 ) -> Result<AttachedFile> {
-    let module = device.instance().pin_module().ok_or(ENODEV)?;
     let parser = select(file, choice, device)?;
-    // What is logged below is part of the parser's module.
-    let pinned = parser.again()?;
-    let user =
-        ImageUser::open(file, parser, choice, writable, device.number()).map_err(|error| {
-            refused(device, pinned.name, &error);
-            Error::from_errno(error.to_errno())
-        })?;
-    Ok(AttachedFile {
-        user,
-        file: file.clone(),
-        align: file.dio_align(),
-        _module: module,
-    })
-}
-
-/// The one log line of a refused attach. None if the caller is being killed: nobody refused.
-fn refused(device: &Device, parser: &CStr, error: &ImageError) {
-    if Error::from_errno(error.to_errno()) == EINTR {
-        return;
-    }
-    let number = device.number();
-    let parser = kernel::str::BStr::from_bytes(parser.to_bytes());
-    let hint = match error {
-        ImageError::NeedsReadOnly(_) => " (attach it read-only: losetup -r)",
-        _ => "",
+    let opening = Opening {
+        device,
+        choice,
+        writable,
     };
-    match (error.fault(), error) {
-        (Some(fault), _) => pr_err!(
-            "loop{number}: refused: {parser}: {} at byte {}{hint}\n",
-            fault.what,
-            fault.at
-        ),
-        (None, ImageError::BadOption) => {
-            pr_err!("loop{number}: refused: {parser}: unknown option in loop/parser\n");
-        }
-        (None, _) => pr_err!(
-            "loop{number}: refused: {parser}: {:?}\n",
-            Error::from_errno(error.to_errno())
-        ),
-    }
+    AttachedFile::new(device, opening.open(file, parser)?)
 }
 
 /// Binds the device to an attached image. Returns whether to look for partitions.

@@ -14,6 +14,7 @@
 
 mod error;
 mod map;
+mod parent;
 mod probe;
 mod tables;
 
@@ -24,13 +25,20 @@ pub use error::{
 };
 pub use map::{
     Allocate,
+    Discard,
+    Discarded,
     Disk,
     Extent,
+    Features,
+    Identity,
     Map,
     Placement,
+    Range,
     Reservation,
-    Reserved, //
+    Reserved,
+    State, //
 };
+pub use parent::Parent;
 pub use probe::{
     Probe,
     Verdict, //

@@ -47,10 +47,7 @@ use kernel::{
 };
 
 use crate::{
-    image::{
-        Image,
-        ImageUser, //
-    },
+    image::Image,
     instance::Instance,
     ioctl,
     lanes::{
@@ -93,7 +90,8 @@ use crate::{
             WorkerContext, //
         }, //
     },
-    unbind, //
+    unbind,
+    user::ImageUser, //
 };
 
 /// Most sectors of one request, the C driver's number.
@@ -135,6 +133,19 @@ pub(crate) struct AttachedFile {
     pub(crate) align: DioAlign,
     /// A bound device keeps the driver loaded.
     pub(crate) _module: ModuleRef,
+}
+
+impl AttachedFile {
+    /// `ENODEV` if the driver is on its way out.
+    pub(crate) fn new(device: &Device, user: ImageUser) -> Result<Self> {
+        let file = user.file().clone();
+        Ok(Self {
+            _module: device.instance().pin_module().ok_or(ENODEV)?,
+            align: file.dio_align(),
+            file,
+            user,
+        })
+    }
 }
 
 impl Config {

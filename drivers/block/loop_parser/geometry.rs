@@ -78,9 +78,9 @@ pub(crate) fn update_limits(
     {
         limits.features |= limits::FEAT_ROTATIONAL;
     }
-    let (sectors, granularity) = discard(attached);
+    let (sectors, granularity) = discard(config, attached);
     limits.max_hw_discard_sectors = sectors;
-    limits.max_write_zeroes_sectors = sectors;
+    limits.max_write_zeroes_sectors = write_zeroes(config, attached);
     limits.discard_granularity = if sectors == 0 { 0 } else { granularity };
 }
 
@@ -102,11 +102,24 @@ fn set_dma_alignment(config: &Config, attached: &AttachedFile, limits: &mut queu
     };
 }
 
+/// Sectors of a write-zeroes.
+fn write_zeroes(config: &Config, attached: &AttachedFile) -> u32 {
+    let image = attached.user.image();
+    if image.is_raw() || image.disk().features.write_zeroes {
+        discard(config, attached).0
+    } else {
+        0
+    }
+}
+
 /// Discard sectors and granularity in bytes. A discard of a raw file punches a hole, of a block
-/// device writes zeroes; other images do not have it.
-fn discard(attached: &AttachedFile) -> (u32, u32) {
+/// device writes zeroes. In an image it does both; parsers know nothing of windows that begin within
+/// a sector.
+fn discard(config: &Config, attached: &AttachedFile) -> (u32, u32) {
     let file = &attached.file;
-    if !attached.user.image().is_raw() {
+    let image = attached.user.image();
+    let in_image = image.disk().features.discard && config.offset % SECTOR_SIZE == 0;
+    if !image.is_raw() && !in_image {
         return (0, 0);
     }
     if let Some(bdev) = file.block_device() {
@@ -179,6 +192,11 @@ pub(crate) fn set_block_size(
 /// `LOOP_SET_CAPACITY`: looks at the size again.
 pub(crate) fn set_capacity(device: &Device, config: &Config) -> Result {
     let attached = config.bound()?;
+    let image = attached.user.image();
+    image.reread_size(&attached.file).map_err(|error| {
+        image.report(&error);
+        Error::from_errno(error.to_errno())
+    })?;
     device.disk_ref().set_capacity(config.capacity(attached));
     Ok(())
 }

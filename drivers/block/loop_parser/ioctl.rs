@@ -52,7 +52,7 @@ pub(crate) fn native(
             configure::configure(device, bdev, mode, &config)
         }
         LOOP_CONFIGURE => configure::configure(device, bdev, mode, &uaccess::read(arg)?),
-        LOOP_CHANGE_FD => change::change_fd(device, descriptor(arg)),
+        LOOP_CHANGE_FD => change::change_fd(device, mode, descriptor(arg)),
         LOOP_CLR_FD => unbind::clear_fd(device),
         LOOP_SET_STATUS => {
             may_change(mode)?;

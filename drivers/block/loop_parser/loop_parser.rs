@@ -11,9 +11,11 @@
 //! |---|---|
 //! | `contract`, `parser` | the contract with parsers, the registry |
 //! | `signatures`, `select`, `raw` | which parser serves a file |
-//! | `image`, `tables`, `allocation` | what devices on one file share; tables; making room |
+//! | `image`, `images`, `user` | what devices on one file share; all of them; their users |
+//! | `layers`, `opening`, `chain` | images on images: reading through them, opening them, cycles |
+//! | `tables`, `range`, `allocation`, `group_sync`, `discard` | tables; making and giving back room |
 //! | `lanes`, `service` | handing requests to workers; serving them |
-//! | `device`, `configure`, `chain`, `change`, `unbind`, `status`, `geometry` | a device and its life |
+//! | `device`, `configure`, `change`, `snapshot`, `unbind`, `status`, `geometry` | a device and its life |
 //! | `front`, `instance` | front modules, and what the driver runs for one of them |
 //! | `ioctl`, `control`, `attributes` | user space: ioctls, `/dev/loop-control`, sysfs |
 //! | `sys` | the kernel's C interfaces and all `unsafe` |
@@ -28,21 +30,29 @@ mod configure;
 pub mod contract;
 mod control;
 mod device;
+mod discard;
 pub mod front;
 mod geometry;
+mod group_sync;
 mod image;
+mod images;
 mod instance;
 mod ioctl;
 mod lanes;
+mod layers;
+mod opening;
 pub mod parser;
+mod range;
 mod raw;
 mod select;
 mod service;
 mod signatures;
+mod snapshot;
 mod status;
 mod sys;
 mod tables;
 mod unbind;
+mod user;
 
 /// The module's declaration. In a module of its own, to have the names that it defines for the
 /// crate defined below.
@@ -84,7 +94,7 @@ impl Drop for LoopParser {
     /// Frees what the lists keep for more members: statics are not dropped.
     fn drop(&mut self) {
         front::forget_all();
-        image::forget_all();
+        images::forget_all();
         parser::forget_all();
     }
 }

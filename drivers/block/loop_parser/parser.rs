@@ -18,6 +18,7 @@ use crate::{
         Disk,
         Fault,
         Map,
+        Parent,
         Probe,
         Tables,
         Verdict, //
@@ -67,6 +68,8 @@ pub struct Attached {
     pub alloc: KBox<dyn Allocate>,
     /// Something is wrong with the image that does not keep it from being served; logged.
     pub warning: Option<Fault>,
+    /// The file below, if it names one.
+    pub parent: Option<KBox<dyn Parent>>,
 }
 
 /// A parser of one image format.
@@ -167,6 +170,11 @@ impl BoundParser {
     /// The name, for log lines and sysfs.
     pub(crate) fn display_name(&self) -> &BStr {
         BStr::from_bytes(self.name.to_bytes())
+    }
+
+    /// Whether it serves files as they are.
+    pub(crate) fn is_raw(&self) -> bool {
+        self.name == crate::raw::NAME
     }
 
     /// A parser that is part of this module.

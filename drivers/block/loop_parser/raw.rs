@@ -8,12 +8,15 @@ use crate::{
     contract::{
         self,
         Allocate,
+        Discard,
+        Discarded,
         Disk,
         Error,
         Extent,
         Map,
         Placement,
         Probe,
+        Range,
         Reservation,
         Reserved,
         Tables,
@@ -57,10 +60,12 @@ impl Parser for Raw {
                 size: 0,
                 variant: "raw",
                 size_source: "file",
+                ..Disk::default()
             },
             map,
             alloc,
             warning: None,
+            parent: None,
         })
     }
 }
@@ -78,6 +83,11 @@ impl Map for Identity {
     ) -> contract::Result<Placement> {
         Ok(Placement::InPlace { offset: pos, len })
     }
+
+    /// The driver asks the file system.
+    fn reread_size(&self, tables: &dyn Tables) -> contract::Result<u64> {
+        tables.size()
+    }
 }
 
 impl Allocate for Identity {
@@ -90,11 +100,30 @@ impl Allocate for Identity {
         Ok(Reserved::Ready)
     }
 
-    fn publish(&mut self, _tables: &mut dyn TablesMut, _space: &Reservation) -> contract::Result {
+    fn publish(
+        &mut self,
+        _tables: &mut dyn TablesMut,
+        _space: &Reservation,
+        _written: Range,
+    ) -> contract::Result {
         Ok(())
     }
 
     fn release(&mut self, _space: &Reservation) {}
+
+    /// A file is its own range: the driver asks the file system.
+    fn discard(
+        &mut self,
+        _tables: &mut dyn TablesMut,
+        range: Range,
+        _size: u64,
+        _how: Discard,
+    ) -> contract::Result<Discarded> {
+        Ok(Discarded::Zero {
+            offset: range.pos,
+            len: range.len,
+        })
+    }
 
     fn close(&mut self, _tables: &mut dyn TablesMut) -> contract::Result {
         Ok(())

@@ -40,6 +40,8 @@ use crate::{
 pub(crate) struct Choice {
     text: [u8; PARSER_NAME_MAX],
     len: usize,
+    /// It was made for one device, not for all.
+    of_device: bool,
 }
 
 impl Choice {
@@ -50,6 +52,7 @@ impl Choice {
         let mut choice = Self {
             text: [0; PARSER_NAME_MAX],
             len: text.len(),
+            of_device: false,
         };
         if let Some(room) = choice.text.get_mut(..text.len()) {
             room.copy_from_slice(text);
@@ -63,6 +66,7 @@ impl Choice {
         let mut choice = Self {
             text: [0; PARSER_NAME_MAX],
             len: text.len(),
+            of_device: true,
         };
         choice
             .text
@@ -77,6 +81,20 @@ impl Choice {
             return Err(EINVAL);
         }
         Ok(choice)
+    }
+
+    /// Nothing was chosen, and there are no options: what named parents are attached with.
+    pub(crate) const fn none() -> Self {
+        Self {
+            text: [0; PARSER_NAME_MAX],
+            len: 0,
+            of_device: false,
+        }
+    }
+
+    /// Whether somebody has named the parser for the device, and so vouched for the file.
+    pub(crate) fn names_parser(&self) -> bool {
+        self.of_device && !self.is_auto()
     }
 
     /// The text, as sysfs shows it.
@@ -118,10 +136,19 @@ pub(crate) fn select(file: &BackingFile, choice: &Choice, device: &Device) -> Re
             raw()
         };
     }
-    if choice.name() == raw::NAME.to_bytes() {
+    by_name(choice.name(), loop_number)
+}
+
+/// The parser of this name. May load a module.
+///
+/// # Errors
+///
+/// `ENOPKG`: there is none.
+pub(crate) fn by_name(name: &[u8], loop_number: u32) -> Result<BoundParser> {
+    if name == raw::NAME.to_bytes() {
         return raw();
     }
-    named(choice.name(), loop_number)
+    named(name, loop_number)
 }
 
 fn raw() -> Result<BoundParser> {
@@ -144,7 +171,12 @@ fn named(name: &[u8], loop_number: u32) -> Result<BoundParser> {
     })
 }
 
-fn detect(file: &BackingFile, loop_number: u32) -> Result<BoundParser> {
+/// The parser of the format that the file has.
+///
+/// # Errors
+///
+/// As [`select`].
+pub(crate) fn detect(file: &BackingFile, loop_number: u32) -> Result<BoundParser> {
     // Too large for the stack.
     let mut ends = KVec::new();
     ends.resize(Probe::HEAD + Probe::TAIL, 0u8, GFP_KERNEL)?;

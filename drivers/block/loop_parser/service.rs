@@ -14,6 +14,7 @@ use kernel::prelude::*;
 use crate::{
     allocation,
     contract::{
+        Discard,
         Error,
         Extent,
         Placement, //
@@ -22,14 +23,14 @@ use crate::{
         Binding,
         Device, //
     },
+    discard,
+    image::Layer,
+    layers::{
+        self,
+        Found, //
+    },
     sys::{
-        bindings::{
-            LP_FALLOC_FL_KEEP_SIZE,
-            LP_FALLOC_FL_PUNCH_HOLE,
-            LP_FALLOC_FL_ZERO_RANGE, //
-        },
         file::DioAlign,
-        limits,
         request::{
             Direct,
             Op,
@@ -82,17 +83,20 @@ fn copy_cached(request: &LoopRequest, binding: &Binding) -> bool {
         let Some(pos) = binding.guest_pos(request) else {
             return false;
         };
-        let image = binding.image();
-        match image.resolve_cached(binding.file(), pos, u64::from(piece)) {
-            Ok(Extent::Zero { len }) => request.zero(bounded(len, piece)),
-            Ok(Extent::Data { offset, len }) => {
+        let (image, file) = (binding.image(), binding.file());
+        // The worker meets an error again and reports it.
+        let Ok(found) = layers::find_cached(image, file, pos, u64::from(piece)) else {
+            return false;
+        };
+        match (found.extent, image.layer(file, found.depth)) {
+            (Extent::Zero { len }, _) => request.zero(bounded(len, piece)),
+            (Extent::Data { offset, len }, Some(layer)) => {
                 let count = bounded(len, piece);
-                if request.copy_cached(binding.file(), offset, count) < count {
+                if request.copy_cached(layer.file, offset, count) < count {
                     return false;
                 }
             }
-            // The worker meets the error again and reports it.
-            Err(_) => return false,
+            _ => return false,
         }
     }
 }
@@ -123,11 +127,11 @@ pub(crate) fn serve(request: LoopRequest) {
                 continue;
             }
             Op::Flush => flush(binding),
-            Op::Discard => fallocate(&request, binding, LP_FALLOC_FL_PUNCH_HOLE),
-            Op::WriteZeroes { keep: true } => fallocate(&request, binding, LP_FALLOC_FL_ZERO_RANGE),
-            Op::WriteZeroes { keep: false } => {
-                fallocate(&request, binding, LP_FALLOC_FL_PUNCH_HOLE)
+            Op::Discard => discard::serve(&request, binding, Discard::Forget),
+            Op::WriteZeroes { keep: true } => {
+                discard::serve(&request, binding, Discard::ZeroInPlace)
             }
+            Op::WriteZeroes { keep: false } => discard::serve(&request, binding, Discard::Zero),
             Op::Other => Err(EIO),
         };
         return request.end(result);
@@ -160,10 +164,11 @@ fn refuse(request: LoopRequest, done: u32, error: Error) -> Step {
     Step::Gone
 }
 
-/// The same for a request that is good up to the cursor.
-fn refuse_here(request: LoopRequest, error: Error) -> Step {
+/// Fails a request that is good up to the cursor, for something that was reported.
+fn fail_here(request: LoopRequest, error: Error) -> Step {
     let done = request.done();
-    refuse(request, done, error)
+    request.fail_after(done, kernel::error::Error::from_errno(error.to_io_errno()));
+    Step::Gone
 }
 
 /// Moves on behind what an I/O has moved, or ends the request with its error.
@@ -197,20 +202,26 @@ fn read_piece(request: LoopRequest) -> Step {
         request.end(Ok(()));
         return Step::Gone;
     }
-    let extent = match place(&request) {
+    let found = match place(&request) {
         Some((binding, pos)) => {
-            let image = binding.image();
-            image.resolve_read(binding.file(), pos, u64::from(piece))
+            layers::find_blocking(binding.image(), binding.file(), pos, u64::from(piece))
         }
         None => Err(Error::Store(EIO.to_errno())),
     };
-    match extent {
-        Ok(Extent::Zero { len }) => {
+    match found {
+        Ok(Found {
+            extent: Extent::Zero { len },
+            ..
+        }) => {
             request.zero(bounded(len, piece));
             Step::Next(request)
         }
-        Ok(Extent::Data { offset, len }) => move_data(request, offset, bounded(len, piece)),
-        Err(error) => refuse_here(request, error),
+        Ok(Found {
+            extent: Extent::Data { offset, len },
+            depth,
+        }) => move_data(request, depth, offset, bounded(len, piece)),
+        Ok(_) => fail_here(request, Error::Store(EIO.to_errno())),
+        Err(error) => fail_here(request, error),
     }
 }
 
@@ -229,7 +240,9 @@ fn write_piece(request: LoopRequest) -> Step {
         None => Err(Error::Store(EIO.to_errno())),
     };
     match placement {
-        Ok(Placement::InPlace { offset, len }) => move_data(request, offset, bounded(len, piece)),
+        Ok(Placement::InPlace { offset, len }) => {
+            move_data(request, 0, offset, bounded(len, piece))
+        }
         Ok(Placement::Allocate { pos, len }) => match write_new(&request, (pos, len)) {
             Ok(()) => Step::Next(request),
             // What was written to unpublished space is not there.
@@ -245,13 +258,14 @@ fn place(request: &LoopRequest) -> Option<(&Binding, u64)> {
     Some((binding, binding.guest_pos(request)?))
 }
 
-/// Moves `count` bytes between the cursor and host offset `offset`, directly if the device is in
-/// that mode and the extent is aligned for it.
-fn move_data(request: LoopRequest, offset: u64, count: u32) -> Step {
+/// Moves `count` bytes between the cursor and host offset `offset` of the layer at `depth`. That is
+/// done directly if the device is in that mode, the file is its own, and the extent is aligned for
+/// it.
+fn move_data(request: LoopRequest, depth: usize, offset: u64, count: u32) -> Step {
     let Some(binding) = request.binding() else {
-        return refuse_here(request, Error::Store(EIO.to_errno()));
+        return fail_here(request, Error::Store(EIO.to_errno()));
     };
-    let direct = binding.direct();
+    let direct = binding.direct().filter(|_| depth == 0);
     if direct.is_some_and(|align| is_aligned(&request, align, offset, count)) {
         let is_write = request.op() == Op::Write;
         let moved = request.transfer_direct(offset, count, |binding| {
@@ -263,7 +277,10 @@ fn move_data(request: LoopRequest, offset: u64, count: u32) -> Step {
             Direct::Done(request, moved) => settle(request, moved),
         };
     }
-    let moved = transfer(&request, binding, offset, count);
+    let Some(layer) = binding.image().layer(binding.file(), depth) else {
+        return fail_here(request, Error::Store(EIO.to_errno()));
+    };
+    let moved = transfer(&request, layer, offset, count);
     settle(request, moved)
 }
 
@@ -274,14 +291,14 @@ fn is_aligned(request: &LoopRequest, align: DioAlign, offset: u64, count: u32) -
 }
 
 /// A transfer through the page cache, repeated if it failed for a reason that passes.
-fn transfer(request: &LoopRequest, binding: &Binding, offset: u64, count: u32) -> Result<usize> {
+fn transfer(request: &LoopRequest, layer: Layer<'_>, offset: u64, count: u32) -> Result<usize> {
     let _gate = match request.op() {
-        Op::Write => binding.image().exclude_direct_writes(),
+        Op::Write => layer.image.exclude_direct_writes(),
         _ => None,
     };
     let mut moved = Err(EIO);
     for _ in 0..ATTEMPTS {
-        moved = request.transfer(binding.file(), offset, count);
+        moved = request.transfer(layer.file, offset, count);
         if !matches!(moved, Err(EAGAIN | EINTR | ENOMEM)) {
             break;
         }
@@ -289,8 +306,10 @@ fn transfer(request: &LoopRequest, binding: &Binding, offset: u64, count: u32) -
     moved
 }
 
-/// Writes to an allocation unit that has no place yet, as far as the piece reaches into it. When
+/// Writes to guest range `unit`, which has no place yet, as far as the piece reaches into it. When
 /// this returns the cursor is behind what was written, and that is published.
+// Not inlined: reads need less stack.
+#[inline(never)]
 fn write_new(request: &LoopRequest, unit: (u64, u64)) -> crate::contract::Result {
     let io_error = Error::Store(EIO.to_errno());
     let (binding, at) = place(request).ok_or(io_error)?;
@@ -299,10 +318,24 @@ fn write_new(request: &LoopRequest, unit: (u64, u64)) -> crate::contract::Result
     let Some(space) = allocation::reserve(image, file, unit, at, want)? else {
         return Ok(());
     };
-    let (mut offset, room) = space.place(at)?;
-    let mut left = bounded(room, request.piece());
+    let (offset, room) = space.place(at)?;
+    let count = bounded(room, request.piece());
+    write_all(request, Layer { image, file }, offset, count)?;
+    let written = space.complete(at, u64::from(count))?;
+    written.make_durable()?.publish()
+}
+
+/// Writes `count` bytes from the cursor to host offset `offset`.
+fn write_all(
+    request: &LoopRequest,
+    layer: Layer<'_>,
+    offset: u64,
+    count: u32,
+) -> crate::contract::Result {
+    let io_error = Error::Store(EIO.to_errno());
+    let (mut offset, mut left) = (offset, count);
     while left > 0 {
-        let moved = transfer(request, binding, offset, left)
+        let moved = transfer(request, layer, offset, left)
             .map_err(|error| Error::Store(error.to_errno()))?;
         let moved = bounded(moved as u64, left);
         if moved == 0 {
@@ -312,29 +345,10 @@ fn write_new(request: &LoopRequest, unit: (u64, u64)) -> crate::contract::Result
         left = left.saturating_sub(moved);
         offset = offset.checked_add(u64::from(moved)).ok_or(io_error)?;
     }
-    space.written().make_durable()?.publish()
+    Ok(())
 }
 
 /// All tables of completed writes are in the page cache already, so one fsync does it.
 fn flush(binding: &Binding) -> Result {
     binding.image().sync(binding.file()).map_err(|_| EIO)
-}
-
-/// Discard and write-zeroes of a raw file; no other image advertises them.
-fn fallocate(request: &LoopRequest, binding: &Binding, mode: i32) -> Result {
-    let device = request.device();
-    if !binding.image().is_raw() || !limits::has_discard(device.disk_ref()) {
-        return Err(EOPNOTSUPP);
-    }
-    let pos = binding.guest_pos(request).ok_or(EIO)?;
-    let file = binding.file();
-    match file.fallocate(mode | LP_FALLOC_FL_KEEP_SIZE, pos, u64::from(request.len())) {
-        Ok(()) => Ok(()),
-        Err(EOPNOTSUPP) => {
-            // The limits were set in the hope that the file system can; now we know better.
-            Device::withdraw_fallocate(device, mode);
-            Err(EOPNOTSUPP)
-        }
-        Err(_) => Err(EIO),
-    }
 }

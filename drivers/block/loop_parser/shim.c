@@ -8,15 +8,18 @@
 #include <linux/bvec.h>
 #include <linux/cgroup.h>
 #include <linux/compat.h>
+#include <linux/cred.h>
 #include <linux/dax.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
+#include <linux/highuid.h>
 #include <linux/kdev_t.h>
 #include <linux/kmod.h>
 #include <linux/kthread.h>
 #include <linux/memcontrol.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/mount.h>
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
 #include <linux/rwsem.h>
@@ -90,6 +93,68 @@ long lp_statfs_bsize(const struct path *path)
 	int ret = vfs_statfs(path, &stat);
 
 	return ret ? ret : stat.f_bsize;
+}
+
+/* Names in the tree of files, and who asks for them. */
+
+bool lp_is_root(const struct dentry *dentry)
+{
+	return IS_ROOT(dentry);
+}
+
+bool lp_d_unlinked(const struct dentry *dentry)
+{
+	return d_unlinked(dentry);
+}
+
+struct inode *lp_d_inode(const struct dentry *dentry)
+{
+	return d_backing_inode(dentry);
+}
+
+int lp_permission(const struct path *path, int mask)
+{
+	return inode_permission(mnt_idmap(path->mnt), d_backing_inode(path->dentry), mask);
+}
+
+bool lp_forbids_devices(const struct path *path)
+{
+	return path->mnt->mnt_flags & MNT_NODEV || path->mnt->mnt_sb->s_iflags & SB_I_NODEV;
+}
+
+kuid_t lp_owner(struct file *file)
+{
+	return vfsuid_into_kuid(i_uid_into_vfsuid(file_mnt_idmap(file), file_inode(file)));
+}
+
+kgid_t lp_nobody_gid(void)
+{
+	return make_kgid(&init_user_ns, overflowgid);
+}
+
+const struct cred *lp_override_creds(const struct cred *cred)
+{
+	return override_creds(cred);
+}
+
+void lp_revert_creds(const struct cred *old)
+{
+	revert_creds(old);
+}
+
+void lp_get_cred(const struct cred *cred)
+{
+	get_cred(cred);
+}
+
+void lp_put_cred(const struct cred *cred)
+{
+	put_cred(cred);
+}
+
+void lp_put_group_info(struct group_info *groups)
+{
+	put_group_info(groups);
 }
 
 /* Folios of a backing file. */

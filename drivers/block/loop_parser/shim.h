@@ -22,6 +22,7 @@ struct lp_params {
 	int hw_queue_depth;
 	int first;
 	bool autodetect;
+	int parents;
 	char parser[LP_PARSER_NAME_MAX];
 };
 
@@ -38,6 +39,20 @@ void lp_kiocb_start_write(struct kiocb *iocb);
 void lp_kiocb_end_write(struct kiocb *iocb);
 bool lp_is_err(const void *ptr);
 long lp_statfs_bsize(const struct path *path);
+
+/* Names in the tree of files, and who asks for them. */
+bool lp_is_root(const struct dentry *dentry);
+bool lp_d_unlinked(const struct dentry *dentry);
+struct inode *lp_d_inode(const struct dentry *dentry);
+int lp_permission(const struct path *path, int mask);
+bool lp_forbids_devices(const struct path *path);
+kuid_t lp_owner(struct file *file);
+kgid_t lp_nobody_gid(void);
+const struct cred *lp_override_creds(const struct cred *cred);
+void lp_revert_creds(const struct cred *old);
+void lp_get_cred(const struct cred *cred);
+void lp_put_cred(const struct cred *cred);
+void lp_put_group_info(struct group_info *groups);
 
 /* Folios of a backing file. */
 struct folio *lp_filemap_get_folio(struct address_space *mapping, pgoff_t index);

@@ -9,6 +9,7 @@
 
 pub(crate) mod bdev;
 pub(crate) mod cgroup;
+pub(crate) mod creds;
 pub(crate) mod disk;
 pub(crate) mod file;
 pub(crate) mod frozen;
@@ -19,6 +20,7 @@ pub(crate) mod misc;
 pub(crate) mod module;
 pub(crate) mod mutex;
 pub(crate) mod params;
+pub(crate) mod path;
 pub(crate) mod peek;
 pub(crate) mod queue;
 pub(crate) mod request;

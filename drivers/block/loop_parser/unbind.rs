@@ -64,8 +64,11 @@ pub(crate) fn detach(device: ArcBorrow<'_, Device>, closing: &Closing<'_, Device
         disk.set_partition_scan(false);
     }
     // The image is finished before the device can be used again, the file is closed after, as with
-    // the C driver.
-    let file = attached.as_ref().map(|attached| attached.file.clone());
+    // the C driver, and so are those below it: here, not in the worker, where it would be done
+    // some time later.
+    let files = attached
+        .as_ref()
+        .map(|attached| (attached.file.clone(), attached.user.image().clone()));
     if let Some(attached) = attached {
         Device::close_in_worker(device, attached);
     }
@@ -73,7 +76,7 @@ pub(crate) fn detach(device: ArcBorrow<'_, Device>, closing: &Closing<'_, Device
     config.flags = 0;
     device.set_phase(&mut config, Phase::Unbound);
     drop(config);
-    drop(file);
+    drop(files);
 }
 
 /// Takes the file out of the configuration and forgets everything that was about it.

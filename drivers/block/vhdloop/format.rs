@@ -40,7 +40,9 @@ use loop_parser::contract::{
     Disk,
     Error,
     Fault,
+    Features,
     Result,
+    State,
     Tables, //
 };
 
@@ -94,19 +96,13 @@ pub fn attach(tables: &dyn Tables, options: &str, writable: bool) -> Result<Atta
 }
 
 fn attach_fixed(chosen: &Chosen, rule: SizeRule) -> Result<Attached> {
-    // The data is all that lies in front of the footer.
-    let covered = chosen.place.at;
-    let (size, size_source) = size::choose(chosen, rule, covered)?;
+    let size = size::of_fixed(chosen, rule)?;
 
     Ok(Attached {
-        disk: Disk {
-            size,
-            variant: "fixed",
-            size_source,
-        },
-        map: VhdMap::fixed(size),
+        disk: describe(chosen, "fixed", size, 0),
+        map: VhdMap::fixed(rule),
         alloc: VhdAllocator::fixed(),
-        warning: chosen.warning,
+        warning: chosen.damage.map(|damage| damage.fault),
     })
 }
 
@@ -118,22 +114,35 @@ fn attach_dynamic(
     writable: bool,
 ) -> Result<Attached> {
     let (layout, damage) = header::load(tables, chosen, file_size)?;
-    let (size, size_source) = size::choose(chosen, rule, layout.covered()?)?;
-    let layout = layout.with_disk_size(size, chosen.place.at)?;
+    let size = size::of_dynamic(chosen, rule, &layout)?;
     header::refuse_encrypted(tables, &layout, file_size)?;
 
     // Last, because a read-only attach needs everything else to be right.
     match damage {
         Some(fault) if writable => Err(Error::NeedsReadOnly(fault)),
         _ => Ok(Attached {
-            disk: Disk {
-                size,
-                variant: "dynamic",
-                size_source,
-            },
-            map: VhdMap::dynamic(layout),
-            alloc: VhdAllocator::dynamic(layout),
-            warning: damage.or(chosen.warning),
+            disk: describe(chosen, "dynamic", size, layout.block_size()),
+            map: VhdMap::dynamic(layout, rule),
+            alloc: VhdAllocator::dynamic(layout, size.0),
+            warning: damage.or(chosen.damage.map(|damage| damage.fault)),
         }),
+    }
+}
+
+fn describe(
+    chosen: &Chosen,
+    variant: &'static str,
+    (size, size_source): (u64, &'static str),
+    unit: u64,
+) -> Disk {
+    Disk {
+        size,
+        variant,
+        size_source,
+        creator: chosen.footer.creator,
+        unit,
+        identity: chosen.footer.unique_id,
+        state: chosen.damage.map_or(State::Clean, |damage| damage.state),
+        features: Features::default(),
     }
 }

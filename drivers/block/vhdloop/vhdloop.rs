@@ -52,6 +52,7 @@ impl Parser for Vhd {
             map,
             alloc,
             warning: attached.warning,
+            parent: None,
         })
     }
 }

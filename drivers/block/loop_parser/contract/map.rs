@@ -8,8 +8,35 @@ use super::{
     TablesMut, //
 };
 
+/// What tells an image from others of its format: the unique id of a VHD, the CID of a VMDK. All
+/// zero where the format has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity(pub [u8; 16]);
+
+/// In what state an image was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Nothing is wrong with it.
+    #[default]
+    Clean,
+    /// It was not closed: it is open elsewhere, or its writer was interrupted.
+    Dirty,
+    /// A part that was damaged is served from its copy.
+    Recovered,
+}
+
+/// What an image can do besides being read and written. What it lacks, its device does not
+/// advertise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// [`Allocate::discard`] can be called for discards.
+    pub discard: bool,
+    /// It can be called for write-zeroes, too: it leaves zeros and nothing else.
+    pub write_zeroes: bool,
+}
+
 /// What the driver has to know about an attached disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
     /// Size of the virtual disk in bytes, a multiple of 512.
     pub size: u64,
@@ -18,6 +45,16 @@ pub struct Disk {
     /// Which of several recorded sizes was believed ("chs", "current_size"), shown in sysfs; empty
     /// where the format records only one.
     pub size_source: &'static str,
+    /// The program that made the image, as recorded; zeros where the format does not say.
+    pub creator: [u8; 4],
+    /// Bytes of guest data in an allocation unit (block, cluster, grain); 0 if there are none.
+    pub unit: u64,
+    /// What its children know the image by.
+    pub identity: Identity,
+    /// In what state it was found.
+    pub state: State,
+    /// What it can do.
+    pub features: Features,
 }
 
 /// Where a guest range is read from. `len` is at least one sector and at most what was asked for.
@@ -35,6 +72,12 @@ pub enum Extent {
         /// Length in bytes.
         len: u64,
     },
+    /// `len` bytes are those of the parent, at the same guest position; zero past its end. Only of
+    /// an image that names a parent.
+    Parent {
+        /// Length in bytes.
+        len: u64,
+    },
 }
 
 /// Where a guest range is written to.
@@ -47,12 +90,12 @@ pub enum Placement {
         /// Length in bytes.
         len: u64,
     },
-    /// The range begins in an allocation unit that has no place yet: take it through
+    /// The range begins where the image has no place for it yet: take it through
     /// [`Allocate::reserve`].
     Allocate {
-        /// Guest position of the allocation unit in bytes.
+        /// Guest position in bytes of what can only be given a place by one writer at a time.
         pos: u64,
-        /// Length of the allocation unit in bytes.
+        /// Its length in bytes; it may reach past the end of the disk, which can grow.
         len: u64,
     },
 }
@@ -75,17 +118,30 @@ pub trait Map: Send + Sync {
     /// Resolves the start of guest range `pos..pos + len` for writing. Same rules as
     /// [`Map::resolve_read`].
     fn resolve_write(&self, tables: &dyn Tables, pos: u64, len: u64) -> Result<Placement>;
+
+    /// Looks up the size of the disk in bytes again, after a tool has changed it in the file. What
+    /// the image had tables for when it was attached is the most it can be, and nothing else is
+    /// read again.
+    ///
+    /// # Errors
+    ///
+    /// As for an attach; then the size stays what it was.
+    fn reread_size(&self, tables: &dyn Tables) -> Result<u64>;
 }
 
 /// Space that was made for guest bytes and is not yet visible to anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reservation {
-    /// Guest position in bytes of the allocation unit.
+    /// Guest position in bytes of what the space is for.
     pub pos: u64,
-    /// Length in bytes of the allocation unit.
+    /// Length in bytes of what the space is for; it may reach past the end of the disk.
     pub len: u64,
-    /// Host offset in bytes at which the unit's data goes. The space reads as zero.
+    /// Host offset in bytes at which its data goes.
     pub offset: u64,
+    /// The smallest part of it that can be published by itself, in bytes, a power of two: what the
+    /// guest writes, the driver completes to whole granules with what was read there before. 0 if
+    /// that was zeros and the space reads as zero: then nothing has to be completed.
+    pub granule: u64,
     /// The data must be durable before the pointer is stored. False only under the exception of the
     /// crash rules: the old mapping read as zero and the target is never-written space of a regular
     /// file inside a durable file size.
@@ -101,6 +157,54 @@ pub enum Reserved {
     Ready,
 }
 
+/// A range of the guest disk, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// Guest position of its first byte.
+    pub pos: u64,
+    /// Its length.
+    pub len: u64,
+}
+
+/// What is to become of a range that the guest has no use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discard {
+    /// It may read as anything that it has read as before, or as zero.
+    Forget,
+    /// It reads as zero, and its space may be given back.
+    Zero,
+    /// It reads as zero, and space that it has is kept.
+    ZeroInPlace,
+}
+
+/// The outcome of [`Allocate::discard`] for the first `len` bytes of a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Discarded {
+    /// There is nothing to do.
+    Done {
+        /// Length in bytes.
+        len: u64,
+    },
+    /// They lie at host offset `offset`: the driver makes them read as zero there, by a hole if it
+    /// may. No pointer has changed.
+    Zero {
+        /// Host offset in bytes.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Their pointer was removed from the tables, and they read as zero. When that is durable, the
+    /// driver gives the space back. The image does not use it again.
+    Freed {
+        /// Length in bytes.
+        len: u64,
+        /// Host offset in bytes of the space that nothing points to any more.
+        offset: u64,
+        /// Its length in bytes.
+        space: u64,
+    },
+}
+
 /// Makes room for guest writes. One per image; the driver calls it under the image's mutex, in a
 /// context that may sleep.
 ///
@@ -112,12 +216,33 @@ pub trait Allocate: Send {
     /// have been faster.
     fn reserve(&mut self, tables: &mut dyn TablesMut, pos: u64, len: u64) -> Result<Reserved>;
 
-    /// Stores the pointer to `space`. The driver calls this after the guest's bytes are in the page
-    /// cache, and durable if `space` asked for it.
-    fn publish(&mut self, tables: &mut dyn TablesMut, space: &Reservation) -> Result;
+    /// Stores the pointer to `space`, or to that part of it that was `written`: whole granules. The
+    /// driver calls this after the guest's bytes are in the page cache, and durable if `space`
+    /// asked for it.
+    fn publish(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        space: &Reservation,
+        written: Range,
+    ) -> Result;
 
     /// Gives `space` back unpublished: its data could not be written.
     fn release(&mut self, space: &Reservation);
+
+    /// Gives back, or makes zero, the start of guest range `range` of a disk of `size` bytes. Only
+    /// called if the image has the feature. Bytes that the image does not have itself, but its
+    /// parent, are never uncovered.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Allocate::reserve`].
+    fn discard(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        range: Range,
+        size: u64,
+        how: Discard,
+    ) -> Result<Discarded>;
 
     /// Called when the last read-write device of the image goes away, after its last write: trims
     /// what was reserved and not used. Not called after a failed sync. Crash-safe like everything.

@@ -14,6 +14,8 @@
 #include <linux/kernel.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/string.h>
+#include <linux/sysfs.h>
 
 #include "../shim.h"
 
@@ -72,3 +74,30 @@ MODULE_PARM_DESC(autodetect, "Recognise disk image formats (N: attach every file
 
 module_param_string(parser, LP_PARAMS.parser, sizeof(LP_PARAMS.parser), 0644);
 MODULE_PARM_DESC(parser, "Parser of devices that name none: auto, raw, or a parser's name");
+
+/* What images may name other files; the numbers are known to sys/params.rs. */
+static const char * const lp_parents_names[] = { "none", "beneath", "any" };
+
+static int parents_set(const char *val, const struct kernel_param *kp)
+{
+	int ret = sysfs_match_string(lp_parents_names, val);
+
+	if (ret < 0)
+		return ret;
+	WRITE_ONCE(LP_PARAMS.parents, ret);
+	return 0;
+}
+
+static int parents_get(char *buffer, const struct kernel_param *kp)
+{
+	return sysfs_emit(buffer, "%s\n", lp_parents_names[READ_ONCE(LP_PARAMS.parents)]);
+}
+
+static const struct kernel_param_ops parents_ops = {
+	.set = parents_set,
+	.get = parents_get,
+};
+
+module_param_cb(parents, &parents_ops, &LP_PARAMS.parents, 0644);
+MODULE_PARM_DESC(parents,
+		 "Which files an image may name whose format was recognised: none, beneath (its folder), any");

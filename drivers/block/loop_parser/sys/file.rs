@@ -43,6 +43,17 @@ pub(crate) enum Kind {
     Other,
 }
 
+impl Kind {
+    /// What the mode of an inode says.
+    pub(super) fn of_mode(mode: u16) -> Self {
+        match u32::from(mode) & bindings::S_IFMT {
+            bindings::S_IFREG => Kind::Regular,
+            bindings::S_IFBLK => Kind::Block,
+            _ => Kind::Other,
+        }
+    }
+}
+
 /// The alignment that direct I/O to a file needs.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct DioAlign {
@@ -75,7 +86,17 @@ impl BackingFile {
     pub(crate) fn from_fd(fd: u32) -> Result<Self> {
         // SAFETY: Always safe; runs in the context of the calling task.
         let file = NonNull::new(unsafe { bindings::fget(fd) }).ok_or(EBADF)?;
-        // INVARIANT: `fget` returned a reference that is now ours.
+        // SAFETY: `fget` returned a reference.
+        unsafe { Self::from_opened(file) }
+    }
+
+    /// Takes over a reference to an open file; `EINVAL` if the file cannot back a device.
+    ///
+    /// # Safety
+    ///
+    /// The file is valid and the reference is the caller's to give away.
+    pub(super) unsafe fn from_opened(file: NonNull<bindings::file>) -> Result<Self> {
+        // INVARIANT: By the requirement.
         let file = Self(file);
         let ops = file.ops();
         if ops.read_iter.is_none() || (file.is_writable() && ops.write_iter.is_none()) {
@@ -152,11 +173,14 @@ impl BackingFile {
         // SAFETY: By the invariant the inode is valid. Its permissions may change meanwhile, its
         // type never does.
         let mode = unsafe { (&raw const (*self.host()).i_mode).read_volatile() };
-        match u32::from(mode) & bindings::S_IFMT {
-            bindings::S_IFREG => Kind::Regular,
-            bindings::S_IFBLK => Kind::Block,
-            _ => Kind::Other,
-        }
+        Kind::of_mode(mode)
+    }
+
+    /// The inode that was opened; of a block device its node, where [`BackingFile::inode_key`] is
+    /// the device's own.
+    pub(super) fn inode(&self) -> *mut bindings::inode {
+        // SAFETY: By the invariant the file is valid.
+        unsafe { bindings::lp_file_inode(self.as_ptr()) }
     }
 
     /// An identity of the inode behind the file: equal for two open files of one file or device.
@@ -180,7 +204,7 @@ impl BackingFile {
     }
 
     /// The block device of the file system the file is on.
-    fn fs_device(&self) -> Option<&BlockDevice> {
+    pub(crate) fn fs_device(&self) -> Option<&BlockDevice> {
         // SAFETY: By the invariant the inode and with it its super block are valid.
         let bdev = unsafe { (*(*self.host()).i_sb).s_bdev };
         // SAFETY: `s_bdev` is open as long as the file system is mounted, which the open file sees
@@ -215,9 +239,23 @@ impl BackingFile {
         u64::try_from(size).unwrap_or(0)
     }
 
-    fn path(&self) -> *const bindings::path {
+    pub(super) fn path(&self) -> *const bindings::path {
         // SAFETY: By the invariant the file is valid; `f_path` is constant while it is open.
         unsafe { &raw const (*self.as_ptr()).__bindgen_anon_1.f_path }
+    }
+
+    /// Bytes of storage that the file takes up; 0 if its file system cannot tell.
+    pub(crate) fn allocated(&self) -> u64 {
+        let mut stat = MaybeUninit::<bindings::kstat>::zeroed();
+        // SAFETY: As in `stat_size`.
+        let ret = unsafe {
+            bindings::vfs_getattr_nosec(self.path(), stat.as_mut_ptr(), bindings::STATX_BLOCKS, 0)
+        };
+        if ret != 0 {
+            return 0;
+        }
+        // SAFETY: All bytes zero is a valid `kstat`, and the call only stored valid fields.
+        unsafe { (*stat.as_ptr()).blocks }.saturating_mul(512)
     }
 
     /// Device and inode numbers as `stat(2)` shows them.

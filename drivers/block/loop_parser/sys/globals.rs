@@ -20,7 +20,7 @@ use kernel::{
 
 use super::mutex::KillableMutex;
 use crate::{
-    image::ImageList,
+    images::ImageList,
     instance::Instance,
     parser::Registry, //
 };

@@ -30,6 +30,17 @@ unsafe impl Sync for Params {}
 /// Longest parser choice, including the terminating NUL.
 pub(crate) const PARSER_NAME_MAX: usize = bindings::LP_PARSER_NAME_MAX as usize;
 
+/// Which files an image may name; in the order of `front/params.h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Parents {
+    /// None.
+    None,
+    /// Those in its own folder, and below.
+    Beneath,
+    /// All.
+    Any,
+}
+
 impl Params {
     /// # Safety
     ///
@@ -80,6 +91,16 @@ impl Params {
     pub(crate) fn autodetect(&self) -> bool {
         // SAFETY: By the invariant; an aligned `bool`, written as a single byte.
         unsafe { (&raw const (*self.raw).autodetect).read_volatile() }
+    }
+
+    /// Which files an image may name whose format was recognised.
+    pub(crate) fn parents(&self) -> Parents {
+        // SAFETY: By the invariant; an aligned `int` cannot tear.
+        match unsafe { (&raw const (*self.raw).parents).read_volatile() } {
+            2 => Parents::Any,
+            1 => Parents::Beneath,
+            _ => Parents::None,
+        }
     }
 
     /// Copies the default choice of parser into `buf` and returns the part that was filled.

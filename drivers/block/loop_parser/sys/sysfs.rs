@@ -47,6 +47,16 @@ impl Page<'_> {
         self.buf
     }
 
+    /// How many bytes of content there are.
+    pub(crate) fn len(&self) -> usize {
+        self.used
+    }
+
+    /// How many more there can be.
+    pub(crate) fn room(&self) -> usize {
+        self.buf.len().saturating_sub(self.used)
+    }
+
     /// Says that the first `len` bytes of the page are the content.
     pub(crate) fn set_len(&mut self, len: usize) {
         self.used = len.min(self.buf.len());

@@ -27,7 +27,10 @@ mod space;
 
 use loop_parser::contract::{
     Allocate,
+    Discard,
+    Discarded,
     Error,
+    Range,
     Reservation,
     Reserved,
     Result,
@@ -51,6 +54,8 @@ pub struct VhdAllocator(Option<Dynamic>);
 #[derive(Debug)]
 struct Dynamic {
     layout: Layout,
+    /// Number of blocks that the disk is known to have.
+    blocks: u64,
     /// Learned at the first allocation.
     space: Option<Space>,
 }
@@ -60,9 +65,11 @@ impl VhdAllocator {
         Self(None)
     }
 
-    pub(super) fn dynamic(layout: Layout) -> Self {
+    /// `size` is that of the disk, in bytes.
+    pub(super) fn dynamic(layout: Layout, size: u64) -> Self {
         Self(Some(Dynamic {
             layout,
+            blocks: size.div_ceil(layout.block_size().max(1)),
             space: None,
         }))
     }
@@ -77,7 +84,13 @@ impl Allocate for VhdAllocator {
         }
     }
 
-    fn publish(&mut self, tables: &mut dyn TablesMut, space: &Reservation) -> Result {
+    /// All of `space` becomes visible: what was not written in it reads as zero, as before.
+    fn publish(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        space: &Reservation,
+        _written: Range,
+    ) -> Result {
         match &mut self.0 {
             Some(dynamic) => dynamic.publish(tables, space),
             None => Err(OUTSIDE),
@@ -88,6 +101,17 @@ impl Allocate for VhdAllocator {
         if let Some(dynamic) = &mut self.0 {
             dynamic.release(space);
         }
+    }
+
+    /// Never called: no image has the feature.
+    fn discard(
+        &mut self,
+        _tables: &mut dyn TablesMut,
+        _range: Range,
+        _size: u64,
+        _how: Discard,
+    ) -> Result<Discarded> {
+        Err(OUTSIDE)
     }
 
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
@@ -109,15 +133,31 @@ impl Dynamic {
             return Ok(Reserved::Ready);
         }
 
-        let space = Space::look(&mut self.space, tables, layout)?;
+        self.count_blocks(index);
+        let layout = &self.layout;
+        let space = Space::look(&mut self.space, tables, layout, self.blocks)?;
         let taken = space.take(tables, layout)?;
         let (pos, len) = layout.guest_range(pos);
         Ok(Reserved::Space(Reservation {
             pos,
             len,
             offset: taken.data,
+            granule: 0,
             sync_before_publish: taken.was_used,
         }))
+    }
+
+    /// Notices that the disk has grown. Nobody says how far: it can have as many blocks as the BAT.
+    fn count_blocks(&mut self, index: u64) {
+        let blocks = self.layout.blocks();
+        if index < self.blocks {
+            return;
+        }
+        if let Some(space) = &mut self.space {
+            let more = blocks.saturating_sub(self.blocks);
+            space.missing = space.missing.saturating_add(more);
+        }
+        self.blocks = blocks;
     }
 
     fn publish(&mut self, tables: &mut dyn TablesMut, reservation: &Reservation) -> Result {

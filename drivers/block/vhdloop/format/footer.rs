@@ -9,7 +9,9 @@
 use loop_parser::contract::{
     Error,
     Fault,
+    Identity,
     Result,
+    State,
     Tables,
     TablesMut, //
 };
@@ -48,6 +50,8 @@ pub(super) struct Footer {
     pub(super) current_size: u64,
     /// Size in bytes that the geometry gives. Not checked.
     pub(super) chs_size: u64,
+    /// By which a child recognises this image.
+    pub(super) unique_id: Identity,
 }
 
 /// A place in the file where a footer may lie.
@@ -216,6 +220,7 @@ impl Candidate {
             data_offset: fields.data_offset.get(),
             current_size: fields.current_size.get(),
             chs_size: self.chs_size(),
+            unique_id: Identity(fields.unique_id),
         })
     }
 
@@ -261,7 +266,16 @@ pub(super) struct Chosen {
     /// Where the footer at the end lies, if that one is intact. Nothing else may lie there.
     pub(super) end: Option<Place>,
     /// What is wrong with the other copy.
-    pub(super) warning: Option<Fault>,
+    pub(super) damage: Option<Damage>,
+}
+
+/// What is wrong with one of two footers.
+#[derive(Clone, Copy)]
+pub(super) struct Damage {
+    /// For the kernel log.
+    pub(super) fault: Fault,
+    /// What it says of the image.
+    pub(super) state: State,
 }
 
 /// Finds the footer of a file of `size` bytes.
@@ -281,7 +295,7 @@ pub(super) fn choose<T: Tables + ?Sized>(tables: &T, size: u64) -> Result<Chosen
             footer: front.check()?,
             place: Place::FRONT,
             end: end.is_intact().then_some(end_place),
-            warning: end_damage(&end),
+            damage: end_damage(&end),
         });
     }
     choose_end(&end, Some(&front))
@@ -292,19 +306,22 @@ fn choose_end(end: &Candidate, front: Option<&Candidate>) -> Result<Chosen> {
         return Err(blame(end, front));
     }
     let footer = end.check()?;
-    let warning = match (footer.kind, front) {
+    let damage = match (footer.kind, front) {
         (Kind::Fixed, _) => None,
         (Kind::Dynamic, Some(front)) if front.is_poisoned() => {
             front.check()?;
             None
         }
-        (Kind::Dynamic, _) => Some(Fault::new("VHD footer copy at 0 is damaged", 0)),
+        (Kind::Dynamic, _) => Some(Damage {
+            fault: Fault::new("VHD footer copy at 0 is damaged", 0),
+            state: State::Recovered,
+        }),
     };
     Ok(Chosen {
         footer,
         place: end.place,
         end: Some(end.place),
-        warning,
+        damage,
     })
 }
 
@@ -321,16 +338,21 @@ fn blame(end: &Candidate, front: Option<&Candidate>) -> Error {
 }
 
 /// What is wrong with the footer at the end of a dynamic image.
-fn end_damage(end: &Candidate) -> Option<Fault> {
+fn end_damage(end: &Candidate) -> Option<Damage> {
     if end.is_intact() {
         return None;
     }
-    let what = if end.fields.cookie == [TAPDISK_FILL; 8] {
-        "VHD footer filled by tapdisk: open elsewhere, or not closed"
+    let (what, state) = if end.fields.cookie == [TAPDISK_FILL; 8] {
+        let what = "VHD footer filled by tapdisk: open elsewhere, or not closed";
+        (what, State::Dirty)
     } else {
-        "VHD footer at the end of the file is missing or damaged"
+        let what = "VHD footer at the end of the file is missing or damaged";
+        (what, State::Recovered)
     };
-    Some(Fault::new(what, end.place.at))
+    Some(Damage {
+        fault: Fault::new(what, end.place.at),
+        state,
+    })
 }
 
 /// Copies a good footer of a dynamic image from one place to another, byte for byte. A short one

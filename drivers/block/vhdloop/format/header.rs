@@ -33,8 +33,8 @@ const MAX_BLOCK_SIZE: u32 = 1 << 31;
 /// comes before the first allocation.
 const MAX_ENTRIES: u32 = 1 << 26;
 
-/// Reads and checks the dynamic header of a file of `file_size` bytes. The layout's disk size is
-/// not set yet. A wrong checksum is not an error here: it is returned as a fault.
+/// Reads and checks the dynamic header of a file of `file_size` bytes. A wrong checksum is not an
+/// error here: it is returned as a fault.
 ///
 /// # Errors
 ///
@@ -51,9 +51,8 @@ pub(super) fn load<T: Tables + ?Sized>(
     let block_shift = check_block_size(header, &fields)?;
     let table = table_bounds(chosen, header, &fields, file_size)?;
 
-    // INVARIANT: the checks above; the disk's size is still to come.
+    // INVARIANT: the checks above.
     let layout = Layout {
-        disk_size: 0,
         header: header.start,
         table: table.start,
         entries: fields.max_entries.get(),

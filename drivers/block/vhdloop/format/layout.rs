@@ -19,7 +19,6 @@ use super::{
     },
     ondisk::{
         BAT_ENTRY_LEN,
-        FOOTER_CURRENT_SIZE,
         FOOTER_LEN,
         HEADER_LEN, //
     }, //
@@ -98,11 +97,8 @@ const SECTORS_PER_BITMAP_SECTOR: u64 = 4096;
 /// - `block_shift` is between 9 and 31.
 /// - Footer copy, header and BAT do not overlap, and lay within the file at attach: none of their
 ///   ends overflows.
-/// - The BAT has an entry for every block of the disk.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
-    /// Size of the disk in bytes, a multiple of 512.
-    pub(super) disk_size: u64,
     /// Host offset in bytes of the dynamic header.
     pub(super) header: u64,
     /// Host offset in bytes of the BAT.
@@ -150,39 +146,29 @@ impl Layout {
     }
 
     /// How many bytes the BAT has entries for.
-    pub(super) fn covered(&self) -> Result<u64> {
-        mul(u64::from(self.entries), self.block_size(), self.table)
+    pub(super) fn covered(&self) -> u64 {
+        // Less than 2^63: nothing saturates.
+        u64::from(self.entries).saturating_mul(self.block_size())
     }
 
-    /// Sets the size of the disk, which [`Layout::covered`] is known to cover. `footer` is where
-    /// the size was found.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Unsupported`] if sectors of the disk cannot be counted in 32 bits.
-    pub(super) fn with_disk_size(self, disk_size: u64, footer: u64) -> Result<Self> {
-        if disk_size > MAX_DISK_SIZE {
-            return Err(Error::unsupported(
-                "dynamic VHD larger than 2 TiB",
-                footer.saturating_add(FOOTER_CURRENT_SIZE),
-            ));
-        }
-        // INVARIANT: the caller vouches for the BAT.
-        Ok(Self { disk_size, ..self })
+    /// The largest size in bytes that the disk can have. Its size now is for the driver to know: it
+    /// can change under us, up to this.
+    pub(super) fn limit(&self) -> u64 {
+        self.covered().min(MAX_DISK_SIZE)
     }
 
-    /// Number of blocks that the disk needs, all of which have an entry.
+    /// Number of blocks that the disk can have, all of which have an entry.
     pub(super) fn blocks(&self) -> u64 {
-        self.disk_size.div_ceil(self.block_size().max(1))
+        self.limit().div_ceil(self.block_size().max(1))
     }
 
     /// The block of guest position `pos`.
     ///
     /// # Errors
     ///
-    /// [`Error::Store`] with `-EIO` if `pos` is outside the disk.
+    /// [`Error::Store`] with `-EIO` if no disk with this BAT has the position.
     pub(super) fn index(&self, pos: u64) -> Result<u64> {
-        if pos >= self.disk_size {
+        if pos >= self.limit() {
             return Err(OUTSIDE);
         }
         // By the invariant nothing wraps.
@@ -194,12 +180,10 @@ impl Layout {
         pos & self.block_size().wrapping_sub(1)
     }
 
-    /// Guest position and length in bytes of the block of `pos`. The last one is cut at the end of
-    /// the disk (in the file it has its full size).
+    /// Guest position and length in bytes of the block of `pos`. The last one can reach past the end
+    /// of the disk.
     pub(super) fn guest_range(&self, pos: u64) -> (u64, u64) {
-        let start = pos.saturating_sub(self.within(pos));
-        let len = self.block_size().min(self.disk_size.saturating_sub(start));
-        (start, len)
+        (pos.saturating_sub(self.within(pos)), self.block_size())
     }
 
     /// Host offset in bytes of the BAT entry of block `index`.

@@ -17,6 +17,11 @@ use super::{
         self,
         Run, //
     },
+    footer::{
+        self,
+        Kind,
+        Place, //
+    },
     layout::{
         BatEntry,
         Block,
@@ -24,9 +29,13 @@ use super::{
     },
     num::{
         add,
-        mul,
-        OUTSIDE, //
+        mul, //
     },
+    ondisk::FOOTER_DISK_TYPE,
+    size::{
+        self,
+        SizeRule, //
+    }, //
 };
 
 /// Most BAT entries that one call looks at to lengthen a run of zeros.
@@ -37,31 +46,41 @@ const CHUNK: u64 = 512 * 1024;
 
 /// Where the guest ranges of a VHD lie.
 #[derive(Clone, Copy, Debug)]
-pub struct VhdMap(Variant);
+pub struct VhdMap {
+    variant: Variant,
+    /// For the next look at the size of the disk.
+    rule: SizeRule,
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Variant {
-    /// `size` bytes from the start of the file.
-    Fixed { size: u64 },
+    /// The data lies in front of the footer.
+    Fixed,
     /// Blocks behind a BAT.
     Dynamic(Layout),
 }
 
 impl VhdMap {
-    pub(super) fn fixed(size: u64) -> Self {
-        Self(Variant::Fixed { size })
+    pub(super) fn fixed(rule: SizeRule) -> Self {
+        Self {
+            variant: Variant::Fixed,
+            rule,
+        }
     }
 
-    pub(super) fn dynamic(layout: Layout) -> Self {
-        Self(Variant::Dynamic(layout))
+    pub(super) fn dynamic(layout: Layout, rule: SizeRule) -> Self {
+        Self {
+            variant: Variant::Dynamic(layout),
+            rule,
+        }
     }
 }
 
 impl Map for VhdMap {
     fn resolve_read(&self, tables: &dyn Tables, pos: u64, len: u64) -> Result<Extent> {
-        match &self.0 {
-            Variant::Fixed { size } => {
-                let (offset, len) = fixed(tables, *size, pos, len)?;
+        match &self.variant {
+            Variant::Fixed => {
+                let (offset, len) = fixed(tables, pos, len)?;
                 Ok(Extent::Data { offset, len })
             }
             Variant::Dynamic(layout) => read(layout, tables, pos, len),
@@ -69,25 +88,42 @@ impl Map for VhdMap {
     }
 
     fn resolve_write(&self, tables: &dyn Tables, pos: u64, len: u64) -> Result<Placement> {
-        match &self.0 {
-            Variant::Fixed { size } => {
-                let (offset, len) = fixed(tables, *size, pos, len)?;
+        match &self.variant {
+            Variant::Fixed => {
+                let (offset, len) = fixed(tables, pos, len)?;
                 Ok(Placement::InPlace { offset, len })
             }
             Variant::Dynamic(layout) => write(layout, tables, pos, len),
         }
     }
+
+    fn reread_size(&self, tables: &dyn Tables) -> Result<u64> {
+        let chosen = footer::choose(tables, tables.size()?)?;
+        let (size, _) = match (&self.variant, chosen.footer.kind) {
+            (Variant::Fixed, Kind::Fixed) => size::of_fixed(&chosen, self.rule)?,
+            (Variant::Dynamic(layout), Kind::Dynamic) => {
+                size::of_dynamic(&chosen, self.rule, layout)?
+            }
+            _ => {
+                return Err(Error::malformed(
+                    "VHD is of another type than it was when attached",
+                    chosen.place.at.saturating_add(FOOTER_DISK_TYPE),
+                ))
+            }
+        };
+        Ok(size)
+    }
 }
 
-/// Offset and length of a range of a fixed disk.
-fn fixed(tables: &dyn Tables, size: u64, pos: u64, len: u64) -> Result<(u64, u64)> {
-    let left = size.checked_sub(pos).filter(|&left| left > 0);
-    let left = left.ok_or(OUTSIDE)?;
-    let in_file = tables.size()?.saturating_sub(pos) & !SECTOR_SIZE.wrapping_sub(1);
-    if in_file == 0 {
-        return Err(Error::malformed("fixed VHD was truncated", pos));
+/// Offset and length of a range of a fixed disk: what lies in front of the footer, wherever the file
+/// ends now.
+fn fixed(tables: &dyn Tables, pos: u64, len: u64) -> Result<(u64, u64)> {
+    let end = Place::end(tables.size()?).map_or(0, |footer| footer.at);
+    let left = end.saturating_sub(pos) & !SECTOR_SIZE.wrapping_sub(1);
+    if left == 0 {
+        return Err(Error::malformed("fixed VHD ends in front of this", pos));
     }
-    Ok((pos, len.min(left).min(in_file)))
+    Ok((pos, len.min(left)))
 }
 
 /// What the BAT and a bitmap say of the start of a guest range.
@@ -123,7 +159,7 @@ fn find(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Foun
 }
 
 /// The run of equal bits from `within` bytes into a block, at most `len` bytes or what is left of
-/// the block and the disk.
+/// the block.
 fn run_within(
     layout: &Layout,
     tables: &dyn Tables,
@@ -153,7 +189,7 @@ fn read(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Exte
 /// How many of the `len` bytes at `pos`, whose block is not allocated, lie in a run of blocks that
 /// are not.
 fn unallocated_len(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<u64> {
-    let len = len.min(layout.disk_size.saturating_sub(pos));
+    let len = len.min(layout.limit().saturating_sub(pos));
     let mut found = layout.block_size().saturating_sub(layout.within(pos));
 
     for _ in 0..MAX_ENTRY_LOADS {
@@ -195,10 +231,9 @@ pub(super) fn chunk_within(layout: &Layout, pos: u64) -> (u64, u64) {
     (layout.within(pos) & !len.wrapping_sub(1), len)
 }
 
-/// Guest position and length of the chunk of `pos`, cut at the end of the disk.
+/// Guest position and length of the chunk of `pos`.
 fn chunk_range(layout: &Layout, pos: u64) -> (u64, u64) {
-    let (block, block_len) = layout.guest_range(pos);
+    let (block, _) = layout.guest_range(pos);
     let (within, len) = chunk_within(layout, pos);
-    let len = len.min(block_len.saturating_sub(within));
     (block.saturating_add(within), len)
 }

@@ -14,6 +14,10 @@ use loop_parser::contract::{
 
 use super::{
     footer::Chosen,
+    layout::{
+        Layout,
+        MAX_DISK_SIZE, //
+    },
     ondisk::{
         FOOTER_CURRENT_SIZE,
         FOOTER_GEOMETRY, //
@@ -49,13 +53,39 @@ impl SizeRule {
     }
 }
 
-/// Chooses the size of the disk in bytes, and says by which field. `covered` is how much the BAT,
-/// or a fixed image's file, can hold.
+/// The size of a fixed disk in bytes, and by which field it was chosen.
 ///
 /// # Errors
 ///
-/// [`Error::Malformed`] if the size is 0 or not covered.
-pub(super) fn choose(chosen: &Chosen, rule: SizeRule, covered: u64) -> Result<(u64, &'static str)> {
+/// [`Error::Malformed`] if the size is 0 or the data does not fit in front of the footer.
+pub(super) fn of_fixed(chosen: &Chosen, rule: SizeRule) -> Result<(u64, &'static str)> {
+    choose(chosen, rule, chosen.place.at)
+}
+
+/// The size of a disk with a BAT in bytes, and by which field it was chosen.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] if the size is 0 or the BAT does not cover it, [`Error::Unsupported`] if
+/// its sectors cannot be counted in 32 bits.
+pub(super) fn of_dynamic(
+    chosen: &Chosen,
+    rule: SizeRule,
+    layout: &Layout,
+) -> Result<(u64, &'static str)> {
+    let (size, source) = choose(chosen, rule, layout.covered())?;
+    if size > MAX_DISK_SIZE {
+        return Err(Error::unsupported(
+            "dynamic VHD larger than 2 TiB",
+            chosen.place.at.saturating_add(FOOTER_CURRENT_SIZE),
+        ));
+    }
+    Ok((size, source))
+}
+
+/// Chooses the size of the disk in bytes, and says by which field. `covered` is how much the image
+/// can hold.
+fn choose(chosen: &Chosen, rule: SizeRule, covered: u64) -> Result<(u64, &'static str)> {
     let footer = &chosen.footer;
     let by_chs = match rule {
         SizeRule::Chs => true,

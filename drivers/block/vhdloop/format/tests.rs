@@ -165,7 +165,6 @@ fn entries_name_sectors() {
 /// Footer, header at 512, BAT of 4 entries at 1536, blocks of 1 KiB.
 fn layout() -> Layout {
     Layout {
-        disk_size: 3584,
         header: 512,
         table: 1536,
         entries: 4,
@@ -182,18 +181,18 @@ fn positions_in_blocks() {
         (512, 0, 512, (0, 1024)),
         (1024, 1, 0, (1024, 1024)),
         (3071, 2, 1023, (2048, 1024)),
-        // The last block is cut.
-        (3072, 3, 0, (3072, 512)),
+        // The last block has its full size, wherever the disk ends.
+        (3072, 3, 0, (3072, 1024)),
     ] {
         assert_eq!(layout.index(pos), Ok(index));
         assert_eq!(layout.within(pos), within);
         assert_eq!(layout.guest_range(pos), range);
     }
-    assert_eq!(layout.index(3583), Ok(3));
-    assert_eq!(layout.index(3584), Err(OUTSIDE));
+    assert_eq!(layout.index(4095), Ok(3));
+    assert_eq!(layout.index(4096), Err(OUTSIDE));
     assert_eq!(layout.index(u64::MAX), Err(OUTSIDE));
     assert_eq!(layout.blocks(), 4);
-    assert_eq!(layout.covered(), Ok(4096));
+    assert_eq!((layout.covered(), layout.limit()), (4096, 4096));
     assert_eq!(layout.entry_at(3), Ok(1536 + 12));
     assert_eq!(layout.entry_at(4), Err(OUTSIDE));
     assert_eq!(layout.entry_at(u64::MAX), Err(OUTSIDE));
@@ -221,12 +220,16 @@ fn bitmaps_take_whole_sectors() {
 
 #[test]
 fn disks_are_limited_to_two_tib() {
-    let with_size = |size| layout().with_disk_size(size, 0);
-    assert!(with_size(MAX_DISK_SIZE).is_ok());
-    assert!(matches!(
-        with_size(MAX_DISK_SIZE + 512),
-        Err(Error::Unsupported(fault)) if fault.at == 48
-    ));
+    let layout = Layout {
+        entries: 1 << 26,
+        block_shift: 31,
+        ..layout()
+    };
+    assert_eq!(layout.covered(), 1 << 57);
+    assert_eq!(layout.limit(), MAX_DISK_SIZE);
+    assert_eq!(layout.blocks(), 1024);
+    assert_eq!(layout.index(MAX_DISK_SIZE - 1), Ok(1023));
+    assert_eq!(layout.index(MAX_DISK_SIZE), Err(OUTSIDE));
 }
 
 #[test]

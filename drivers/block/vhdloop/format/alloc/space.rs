@@ -75,11 +75,13 @@ pub(super) struct Taken {
 }
 
 impl Space {
-    /// What is known, learned now if the file is not as it was left.
+    /// What is known, learned now if the file is not as it was left. `blocks` is how many the disk
+    /// has.
     pub(super) fn look<'a>(
         known: &'a mut Option<Self>,
         tables: &mut dyn TablesMut,
         layout: &Layout,
+        blocks: u64,
     ) -> Result<&'a mut Self> {
         let file_size = tables.size()?;
         if let Some(space) = known {
@@ -89,7 +91,7 @@ impl Space {
         }
         let space = match known.take() {
             Some(space) if space.file_size == file_size => space,
-            _ => Self::survey(tables, layout, file_size)?,
+            _ => Self::survey(tables, layout, blocks, file_size)?,
         };
         Ok(known.insert(space))
     }
@@ -100,8 +102,13 @@ impl Space {
     ///
     /// [`Malformed`](loop_parser::contract::Error::Malformed) if something lies past the end of the
     /// file or where it must not: growing the file would make it valid.
-    fn survey(tables: &mut dyn TablesMut, layout: &Layout, file_size: u64) -> Result<Self> {
-        let scan = scan(tables, layout, file_size)?;
+    fn survey(
+        tables: &mut dyn TablesMut,
+        layout: &Layout,
+        blocks: u64,
+        file_size: u64,
+    ) -> Result<Self> {
+        let scan = scan(tables, layout, blocks, file_size)?;
         let used = scan
             .end
             .max(header::structures_end(tables, layout, file_size)?);
@@ -199,10 +206,9 @@ struct Scan {
 
 /// Looks at every entry of the BAT, also at those that the disk does not need.
 #[inline(never)]
-fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<Scan> {
+fn scan(tables: &dyn TablesMut, layout: &Layout, blocks: u64, file_size: u64) -> Result<Scan> {
     let mut buffer = [U32::ZERO; SCAN_ENTRIES];
     let entries = u64::from(layout.entries);
-    let blocks = layout.blocks();
     let mut scan = Scan { end: 0, missing: 0 };
     let mut index = 0u64;
 

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 
 use loop_parser::contract::{
-    Allocate, Disk, Extent, Map, Placement, Reservation, Reserved, Result, Tables, TablesMut,
+    Allocate, Disk, Extent, Map, Placement, Range, Reservation, Reserved, Result, Tables, TablesMut,
 };
 
 use crate::store::{Store, SECTOR};
@@ -18,6 +18,7 @@ pub struct Device {
     pub store: Store,
     map: Box<dyn Map>,
     alloc: Box<dyn Allocate>,
+    parent: Option<Box<Device>>,
 }
 
 /// A part of a guest write that waits for its place to be published.
@@ -37,7 +38,20 @@ impl Device {
             store,
             map,
             alloc,
+            parent: None,
         }
+    }
+
+    /// The same device, with a layer below it.
+    pub fn on_top_of(mut self, parent: Device) -> Self {
+        self.parent = Some(Box::new(parent));
+        self
+    }
+
+    /// Looks up the size of the disk again.
+    pub fn reread_size(&mut self) -> Result {
+        self.disk.size = self.map.reread_size(&self.store)?;
+        Ok(())
     }
 
     /// Where the start of a range is read from. Panics if the answer breaks the contract.
@@ -45,7 +59,7 @@ impl Device {
         let extent = self.map.resolve_read(&self.store, pos, len)?;
         let (got, end) = match extent {
             Extent::Data { offset, len } => (len, offset + len),
-            Extent::Zero { len } => (len, 0),
+            Extent::Zero { len } | Extent::Parent { len } => (len, 0),
         };
         self.check_len(pos, len, got);
         assert!(end <= self.store.len(), "extent ends past the file");
@@ -65,7 +79,6 @@ impl Device {
                 len: unit_len,
             } => {
                 assert!(unit <= pos && pos < unit + unit_len);
-                assert!(unit + unit_len <= self.disk.size);
             }
         }
         Ok(placement)
@@ -84,8 +97,18 @@ impl Device {
             match self.resolve_read(pos + done, len - done)? {
                 Extent::Data { offset, len } => bytes.extend(self.store.get(offset, len as usize)),
                 Extent::Zero { len } => bytes.resize(bytes.len() + len as usize, 0),
+                Extent::Parent { len } => bytes.extend(self.read_parent(pos + done, len)?),
             }
         }
+        Ok(bytes)
+    }
+
+    /// Reads what lies below, zeros past its end.
+    fn read_parent(&self, pos: u64, len: u64) -> Result<Vec<u8>> {
+        let parent = self.parent.as_ref().expect("the image has no parent");
+        let there = parent.disk.size.saturating_sub(pos).min(len);
+        let mut bytes = parent.read(pos, there)?;
+        bytes.resize(len as usize, 0);
         Ok(bytes)
     }
 
@@ -128,10 +151,14 @@ impl Device {
 
     fn pending(&self, space: Reservation, pos: u64, data: &[u8]) -> Begun {
         assert!(space.pos <= pos && pos < space.pos + space.len);
-        assert!(space.pos + space.len <= self.disk.size);
         assert!(space.offset + space.len <= self.store.len());
-        let old = self.store.get(space.offset, space.len as usize);
-        assert!(old.iter().all(|&byte| byte == 0), "space is not zero");
+        if space.granule == 0 {
+            let old = self.store.get(space.offset, space.len as usize);
+            assert!(old.iter().all(|&byte| byte == 0), "space is not zero");
+        } else {
+            // Nothing has to be completed: what a guest writes is whole sectors.
+            assert_eq!(space.granule, SECTOR);
+        }
 
         let len = (space.pos + space.len - pos).min(data.len() as u64) as usize;
         let data = Rc::from(&data[..len]);
@@ -154,7 +181,11 @@ impl Device {
         if space.sync_before_publish {
             self.store.sync()?;
         }
-        self.alloc.publish(&mut self.store, space)
+        let written = Range {
+            pos: *pos,
+            len: data.len() as u64,
+        };
+        self.alloc.publish(&mut self.store, space, written)
     }
 
     /// Gives a place back without having tried.

@@ -2,7 +2,7 @@
 
 //! Attaching images that can be served.
 
-use loop_parser::contract::Error;
+use loop_parser::contract::{Error, Identity, State};
 use testkit::store::Store;
 use vhd_format::format;
 
@@ -24,12 +24,19 @@ fn disk_is_described() {
     assert_eq!(attached.disk.size, 1 << 20);
     assert_eq!(attached.disk.variant, "dynamic");
     assert_eq!(attached.disk.size_source, "current_size");
+    assert_eq!(attached.disk.creator, *b"win ");
+    assert_eq!(attached.disk.unit, 4096);
+    assert_eq!(attached.disk.identity, Identity(*b"sixteen bytes id"));
+    assert_eq!(attached.disk.state, State::Clean);
     assert_eq!(attached.warning, None);
 
     let store = Spec::fixed(1 << 20).build().store;
     let attached = attach(&store).unwrap();
     assert_eq!(attached.disk.size, 1 << 20);
     assert_eq!(attached.disk.variant, "fixed");
+    assert_eq!(attached.disk.unit, 0);
+    assert_eq!(attached.disk.identity, Identity(*b"sixteen bytes id"));
+    assert_eq!(attached.disk.state, State::Clean);
     assert_eq!(attached.warning, None);
 }
 
@@ -180,6 +187,7 @@ fn damaged_front() {
         image.store.put(0, &bytes);
         let attached = attach(&image.store).unwrap();
         assert_eq!(attached.disk.size, 8192);
+        assert_eq!(attached.disk.state, State::Recovered);
         assert_eq!(attached.warning.unwrap().at, 0);
     }
 }
@@ -199,6 +207,9 @@ fn damaged_end() {
         let warning = attached.warning.unwrap();
         let is_tapdisk = warning.what.contains("tapdisk");
         assert_eq!(is_tapdisk, end == End::Filled(0xc7), "{end:?}");
+        let state = attached.disk.state;
+        assert_eq!(state == State::Dirty, is_tapdisk, "{end:?}");
+        assert_eq!(state == State::Recovered, !is_tapdisk, "{end:?}");
     }
 }
 

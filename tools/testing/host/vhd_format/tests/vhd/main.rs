@@ -19,6 +19,7 @@ mod on_device;
 mod probe;
 mod random;
 mod refusal;
+mod resize;
 mod resolve;
 mod samples;
 

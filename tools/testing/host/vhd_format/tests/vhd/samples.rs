@@ -87,6 +87,7 @@ fn guest_content_is_right() {
                     }
                     pos += len;
                 }
+                Extent::Parent { .. } => panic!("{name}: no parent"),
             }
         }
         if sample.digest == "all zero" {

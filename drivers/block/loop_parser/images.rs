@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The list of images in use.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::ordering::Full,
+        Arc, //
+    }, //
+};
+
+use crate::{
+    image::Image,
+    sys::{
+        bindings::gfp_t,
+        file::BackingFile,
+        globals::IMAGES, //
+    }, //
+};
+
+/// What an image is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// By a device that only reads.
+    Read,
+    /// By a device that reads and writes.
+    Write,
+    /// As a layer below another image. It must not change.
+    Parent,
+}
+
+/// Which image somebody wants to use, and how.
+pub(crate) struct Wanted<'a> {
+    /// Identity of its inode.
+    pub(crate) key: usize,
+    /// The parser's name.
+    pub(crate) parser: &'a CStr,
+    /// The parser's options.
+    pub(crate) options: &'a str,
+    pub(crate) purpose: Use,
+}
+
+struct ListedImage {
+    image: Arc<Image>,
+    /// Devices that write.
+    writers: u32,
+    /// Images that it is a layer of.
+    parents: u32,
+}
+
+impl ListedImage {
+    fn count(&mut self, purpose: Use) -> Option<&mut u32> {
+        match purpose {
+            Use::Read => None,
+            Use::Write => Some(&mut self.writers),
+            Use::Parent => Some(&mut self.parents),
+        }
+    }
+}
+
+struct ListedInode {
+    key: usize,
+    images: u32,
+    gfp_mask: gfp_t,
+}
+
+/// Images in use, and the inodes they are on.
+pub(crate) struct ImageList {
+    images: KVec<ListedImage>,
+    inodes: KVec<ListedInode>,
+}
+
+impl ImageList {
+    pub(crate) const fn new() -> Self {
+        Self {
+            images: KVec::new(),
+            inodes: KVec::new(),
+        }
+    }
+
+    /// Whether those who use the file already are in the way.
+    fn is_taken(&self, wanted: &Wanted<'_>) -> bool {
+        let mut others = self
+            .images
+            .iter()
+            .filter(|listed| listed.image.key() == wanted.key);
+        let is_same = |listed: &ListedImage| listed.image.is_by(wanted.parser, wanted.options);
+        match wanted.purpose {
+            Use::Read => false,
+            Use::Write => {
+                others.any(|listed| listed.parents > 0 || (!is_same(listed) && listed.writers > 0))
+            }
+            Use::Parent => others.any(|listed| listed.writers > 0),
+        }
+    }
+
+    /// The image, if it is listed.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: others use the file in a way that excludes this one. `EROFS`: it cannot be written
+    /// any more.
+    pub(crate) fn find(&self, wanted: &Wanted<'_>) -> Result<Option<Arc<Image>>> {
+        if self.is_taken(wanted) {
+            return Err(EBUSY);
+        }
+        let mut images = self.images.iter();
+        let found = images.find(|listed| {
+            listed.image.key() == wanted.key && listed.image.is_by(wanted.parser, wanted.options)
+        });
+        let Some(found) = found else {
+            return Ok(None);
+        };
+        if wanted.purpose == Use::Write && found.image.is_poisoned() {
+            return Err(EROFS);
+        }
+        Ok(Some(found.image.clone()))
+    }
+
+    /// Counts one more user of a listed image.
+    pub(crate) fn join(&mut self, image: &Arc<Image>, purpose: Use) {
+        image.users.fetch_add(1, Full);
+        if let Some(count) = self.get(image).and_then(|listed| listed.count(purpose)) {
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// Lists a new image, without a user.
+    pub(crate) fn add(&mut self, image: &Arc<Image>, file: &BackingFile) -> Result {
+        self.images.reserve(1, GFP_KERNEL)?;
+        let key = image.key();
+        match self.inodes.iter_mut().find(|inode| inode.key == key) {
+            Some(inode) => inode.images = inode.images.saturating_add(1),
+            None => {
+                self.inodes.reserve(1, GFP_KERNEL)?;
+                self.inodes.push(
+                    ListedInode {
+                        key,
+                        images: 1,
+                        gfp_mask: file.forbid_io_recursion(),
+                    },
+                    GFP_KERNEL,
+                )?;
+            }
+        }
+        self.images.push(
+            ListedImage {
+                image: image.clone(),
+                writers: 0,
+                parents: 0,
+            },
+            GFP_KERNEL,
+        )?;
+        Ok(())
+    }
+
+    fn get(&mut self, image: &Arc<Image>) -> Option<&mut ListedImage> {
+        let mut images = self.images.iter_mut();
+        images.find(|listed| Arc::ptr_eq(&listed.image, image))
+    }
+
+    /// How many devices write to an image.
+    pub(crate) fn writers(&mut self, image: &Arc<Image>) -> u32 {
+        self.get(image).map_or(0, |listed| listed.writers)
+    }
+
+    /// One writer less: it goes on as one who reads.
+    pub(crate) fn leave_writing(&mut self, image: &Arc<Image>) {
+        if let Some(listed) = self.get(image) {
+            listed.writers = listed.writers.saturating_sub(1);
+        }
+    }
+
+    /// One user less. The last one of an inode restores its allocation flags.
+    pub(crate) fn leave(&mut self, image: &Arc<Image>, file: &BackingFile, purpose: Use) {
+        let Some(listed) = self.get(image) else {
+            return;
+        };
+        if let Some(count) = listed.count(purpose) {
+            *count = count.saturating_sub(1);
+        }
+        if image.users.fetch_sub(1, Full) > 1 {
+            return;
+        }
+        self.images
+            .retain(|listed| !Arc::ptr_eq(&listed.image, image));
+        for inode in self.inodes.iter_mut() {
+            if inode.key == image.key() {
+                inode.images = inode.images.saturating_sub(1);
+                if inode.images == 0 {
+                    file.set_gfp_mask(inode.gfp_mask);
+                }
+            }
+        }
+        self.inodes.retain(|inode| inode.images > 0);
+    }
+}
+
+/// Drops what the list keeps for more images, at module exit: statics are not dropped.
+pub(crate) fn forget_all() {
+    *IMAGES.lock() = ImageList::new();
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Those who use an image: devices, and the images above it.
+
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::ordering::{
+            Acquire,
+            Full, //
+        },
+        Arc, //
+    }, //
+};
+
+use crate::{
+    image::Image,
+    images::{
+        Use,
+        Wanted, //
+    },
+    sys::{
+        file::BackingFile,
+        globals::IMAGES, //
+    }, //
+};
+
+/// One use of an image. Dropping it is the detach: the last writer's makes everything durable. May
+/// sleep.
+pub(crate) struct ImageUser {
+    image: Arc<Image>,
+    file: Arc<BackingFile>,
+    purpose: Use,
+    direct: bool,
+}
+
+impl ImageUser {
+    /// Joins those who have the image attached already. `None` if nobody has, or if it has a parent:
+    /// then the caller has to show that it may have that, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`ImageList::find`](crate::images::ImageList::find).
+    pub(crate) fn join(file: &Arc<BackingFile>, wanted: &Wanted<'_>) -> Result<Option<Self>> {
+        let mut list = IMAGES.lock();
+        let found = list.find(wanted)?;
+        let Some(image) = found.filter(|image| image.parents().is_empty()) else {
+            return Ok(None);
+        };
+        list.join(&image, wanted.purpose);
+        Ok(Some(Self::new(image, file, wanted.purpose)))
+    }
+
+    /// The first use of an image, or one more if somebody has attached the same in the meantime.
+    ///
+    /// # Errors
+    ///
+    /// As for [`ImageUser::join`]; `EBUSY` also if it is in use with another parent.
+    pub(crate) fn add(
+        file: &Arc<BackingFile>,
+        image: Arc<Image>,
+        wanted: &Wanted<'_>,
+    ) -> Result<Self> {
+        // What is dropped has users of its own, who leave the list.
+        let unlocked;
+        let mut list = IMAGES.lock();
+        let image = match list.find(wanted)? {
+            Some(found) if found.parent_key() != image.parent_key() => return Err(EBUSY),
+            Some(found) => {
+                unlocked = Some(image);
+                found
+            }
+            None => {
+                unlocked = None;
+                list.add(&image, file)?;
+                image
+            }
+        };
+        list.join(&image, wanted.purpose);
+        drop(list);
+        drop(unlocked);
+        Ok(Self::new(image, file, wanted.purpose))
+    }
+
+    /// The image of a device that is about to get a child of it, as the child's parent.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if others write to it, too.
+    pub(crate) fn as_parent(&self) -> Result<Self> {
+        let mut list = IMAGES.lock();
+        if list.writers(&self.image) > u32::from(self.purpose == Use::Write) {
+            return Err(EBUSY);
+        }
+        list.join(&self.image, Use::Parent);
+        drop(list);
+        Ok(Self::new(self.image.clone(), &self.file, Use::Parent))
+    }
+
+    /// A parent, and the layers below it, as those of one more child.
+    pub(crate) fn chain(self) -> Result<KVec<Self>> {
+        let parents = self.image.parents();
+        let mut chain = KVec::with_capacity(parents.len().saturating_add(1), GFP_KERNEL)?;
+        let image = self.image.clone();
+        chain.push(self, GFP_KERNEL)?;
+        for parent in image.parents() {
+            chain.push(parent.again(), GFP_KERNEL)?;
+        }
+        Ok(chain)
+    }
+
+    /// One more use of the same kind.
+    pub(crate) fn again(&self) -> Self {
+        IMAGES.lock().join(&self.image, self.purpose);
+        Self::new(self.image.clone(), &self.file, self.purpose)
+    }
+
+    fn new(image: Arc<Image>, file: &Arc<BackingFile>, purpose: Use) -> Self {
+        Self {
+            image,
+            file: file.clone(),
+            purpose,
+            direct: false,
+        }
+    }
+
+    /// The image.
+    pub(crate) fn image(&self) -> &Arc<Image> {
+        &self.image
+    }
+
+    /// Its file.
+    pub(crate) fn file(&self) -> &Arc<BackingFile> {
+        &self.file
+    }
+
+    /// Whether direct I/O can be used: on an image with tables only by a device that has it to
+    /// itself, as the buffered writes of others in flight could share pages with direct ones.
+    pub(crate) fn may_go_direct(&self) -> bool {
+        self.image.is_raw() || self.image.users.load(Acquire) == 1
+    }
+
+    /// Counts the device among those that write directly, or not. `false`: it may not, as another
+    /// device has come in the meantime.
+    pub(crate) fn set_direct(&mut self, direct: bool) -> bool {
+        if direct == self.direct {
+            return true;
+        }
+        if !direct {
+            self.image.direct_devices.fetch_sub(1, Full);
+            self.direct = false;
+            return true;
+        }
+        // Counted first: whoever comes after the look at `users` sees the count.
+        self.image.direct_devices.fetch_add(1, Full);
+        self.direct = self.may_go_direct();
+        if !self.direct {
+            self.image.direct_devices.fetch_sub(1, Full);
+        }
+        self.direct
+    }
+
+    /// Gives back what was reserved for writes and makes everything durable, while nobody writes.
+    pub(crate) fn finish(&self) -> Result {
+        self.image
+            .finish(&mut self.image.allocation.lock(), &self.file)
+    }
+
+    /// The end of a writer. The last one finishes the image, still counted as a writer, so that
+    /// nobody else writes the file through another parser meanwhile, and with the image locked, so
+    /// that one who joins now waits.
+    fn leave_writers(&self) {
+        let mut allocation = self.image.allocation.lock();
+        if IMAGES.lock().writers(&self.image) == 1 && !self.image.is_raw() {
+            // The outcome is in the log, and there is nobody to tell.
+            let _ = self.image.finish(&mut allocation, &self.file);
+        }
+        IMAGES.lock().leave_writing(&self.image);
+    }
+}
+
+impl Drop for ImageUser {
+    fn drop(&mut self) {
+        self.set_direct(false);
+        let mut purpose = self.purpose;
+        if purpose == Use::Write {
+            self.leave_writers();
+            purpose = Use::Read;
+        }
+        IMAGES.lock().leave(&self.image, &self.file, purpose);
+    }
+}
