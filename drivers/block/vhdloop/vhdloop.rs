@@ -7,6 +7,7 @@ use kernel::prelude::*;
 use loop_parser::{
     contract::{
         Error,
+        Parent,
         Probe,
         Result as ContractResult,
         Tables,
@@ -47,12 +48,16 @@ impl Parser for Vhd {
         let no_memory = |_| Error::Store(ENOMEM.to_errno());
         let map = KBox::new(attached.map, GFP_KERNEL).map_err(no_memory)?;
         let alloc = KBox::new(attached.alloc, GFP_KERNEL).map_err(no_memory)?;
+        let parent: Option<KBox<dyn Parent>> = match attached.parent {
+            Some(parent) => Some(KBox::new(parent, GFP_KERNEL).map_err(no_memory)?),
+            None => None,
+        };
         Ok(Attached {
             disk: attached.disk,
             map,
             alloc,
+            parent,
             warning: attached.warning,
-            parent: None,
         })
     }
 }

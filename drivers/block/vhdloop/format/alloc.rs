@@ -15,13 +15,17 @@
 //! - A block device does not grow, and its free space holds old bytes: a block is zeroed, then gets
 //!   its bitmap, one at a time; both are durable before it is handed out. The footer stays in the
 //!   last sector.
-//! - Bits of a bitmap are set after their sectors were zeroed.
+//! - Bits of a dynamic image's bitmap are set after their sectors were zeroed.
+//! - In a differencing image the pointer to a sector is its bit, which comes after the sector's bytes.
+//!   A new block's bits are all clear, durably, before the BAT entry: it shows nothing but the parent,
+//!   so the entry is stored as soon as the block is there.
 //!
 //! State is a handful of cursors ([`space::Space`]); whatever they say of the file is looked up
 //! again when the file is not as they left it.
 
 mod chunk;
 mod grow;
+mod sectors;
 mod slots;
 mod space;
 
@@ -44,15 +48,18 @@ use super::{
     },
     num::OUTSIDE,
 };
-use space::Space;
+use space::{
+    Space,
+    Taken, //
+};
 
 /// Makes room for writes to the unallocated blocks of a VHD.
 #[derive(Debug)]
-pub struct VhdAllocator(Option<Dynamic>);
+pub struct VhdAllocator(Option<Blocks>);
 
-/// The allocator of a dynamic image; a fixed one never needs room.
+/// The allocator of an image with a BAT; a fixed one never needs room.
 #[derive(Debug)]
-struct Dynamic {
+struct Blocks {
     layout: Layout,
     /// Number of blocks that the disk is known to have.
     blocks: u64,
@@ -66,8 +73,8 @@ impl VhdAllocator {
     }
 
     /// `size` is that of the disk, in bytes.
-    pub(super) fn dynamic(layout: Layout, size: u64) -> Self {
-        Self(Some(Dynamic {
+    pub(super) fn blocks(layout: Layout, size: u64) -> Self {
+        Self(Some(Blocks {
             layout,
             blocks: size.div_ceil(layout.block_size().max(1)),
             space: None,
@@ -76,30 +83,38 @@ impl VhdAllocator {
 }
 
 impl Allocate for VhdAllocator {
-    /// `len` is of no interest: room is made for the whole block or chunk of `pos`.
-    fn reserve(&mut self, tables: &mut dyn TablesMut, pos: u64, _len: u64) -> Result<Reserved> {
+    /// In a dynamic image room is made for the whole block or chunk of `pos`, in a differencing one
+    /// for the sectors asked for.
+    fn reserve(&mut self, tables: &mut dyn TablesMut, pos: u64, len: u64) -> Result<Reserved> {
         match &mut self.0 {
-            Some(dynamic) => dynamic.reserve(tables, pos),
+            Some(blocks) if blocks.layout.has_parent => blocks.reserve_sectors(tables, pos, len),
+            Some(blocks) => blocks.reserve_block(tables, pos),
             None => Ok(Reserved::Ready),
         }
     }
 
-    /// All of `space` becomes visible: what was not written in it reads as zero, as before.
+    /// In a dynamic image all of `space` becomes visible: what was not written in it reads as zero,
+    /// as before. In a differencing one only what was written does.
     fn publish(
         &mut self,
         tables: &mut dyn TablesMut,
         space: &Reservation,
-        _written: Range,
+        written: Range,
     ) -> Result {
         match &mut self.0 {
-            Some(dynamic) => dynamic.publish(tables, space),
+            Some(blocks) if blocks.layout.has_parent => {
+                blocks.publish_sectors(tables, space, written)
+            }
+            Some(blocks) => blocks.publish_block(tables, space),
             None => Err(OUTSIDE),
         }
     }
 
+    /// The block of a differencing image's sectors stays: it shows nothing but the parent.
     fn release(&mut self, space: &Reservation) {
-        if let Some(dynamic) = &mut self.0 {
-            dynamic.release(space);
+        match &mut self.0 {
+            Some(blocks) if !blocks.layout.has_parent => blocks.release(space.offset),
+            _ => {}
         }
     }
 
@@ -116,14 +131,14 @@ impl Allocate for VhdAllocator {
 
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
         match &mut self.0 {
-            Some(dynamic) => dynamic.close(tables),
+            Some(blocks) => blocks.close(tables),
             None => Ok(()),
         }
     }
 }
 
-impl Dynamic {
-    fn reserve(&mut self, tables: &mut dyn TablesMut, pos: u64) -> Result<Reserved> {
+impl Blocks {
+    fn reserve_block(&mut self, tables: &mut dyn TablesMut, pos: u64) -> Result<Reserved> {
         let layout = &self.layout;
         let index = layout.index(pos)?;
         let entry = layout.load_entry(tables, index)?;
@@ -132,12 +147,8 @@ impl Dynamic {
             chunk::make_ready(tables, layout, &block, pos)?;
             return Ok(Reserved::Ready);
         }
-
-        self.count_blocks(index);
-        let layout = &self.layout;
-        let space = Space::look(&mut self.space, tables, layout, self.blocks)?;
-        let taken = space.take(tables, layout)?;
         let (pos, len) = layout.guest_range(pos);
+        let taken = self.take(tables, index)?;
         Ok(Reserved::Space(Reservation {
             pos,
             len,
@@ -145,6 +156,13 @@ impl Dynamic {
             granule: 0,
             sync_before_publish: taken.was_used,
         }))
+    }
+
+    /// Takes a place for block `index`.
+    fn take(&mut self, tables: &mut dyn TablesMut, index: u64) -> Result<Taken> {
+        self.count_blocks(index);
+        let space = Space::look(&mut self.space, tables, &self.layout, self.blocks)?;
+        space.take(tables, &self.layout)
     }
 
     /// Notices that the disk has grown. Nobody says how far: it can have as many blocks as the BAT.
@@ -160,11 +178,17 @@ impl Dynamic {
         self.blocks = blocks;
     }
 
-    fn publish(&mut self, tables: &mut dyn TablesMut, reservation: &Reservation) -> Result {
+    fn publish_block(&mut self, tables: &mut dyn TablesMut, space: &Reservation) -> Result {
+        let index = self.layout.index(space.pos)?;
+        self.point(tables, index, space.offset)
+    }
+
+    /// Stores the entry of block `index`, whose data is at host offset `data`. If that fails the
+    /// place can be released, unless the entry may have reached the disk.
+    fn point(&mut self, tables: &mut dyn TablesMut, index: u64, data: u64) -> Result {
         let layout = &self.layout;
-        let index = layout.index(reservation.pos)?;
         let at = layout.entry_at(index)?;
-        let start = reservation.offset.checked_sub(layout.bitmap_len());
+        let start = data.checked_sub(layout.bitmap_len());
         let entry = start.and_then(BatEntry::for_block).ok_or(OUTSIDE)?;
 
         // The file belongs to its owner, who may have changed it in the meantime.
@@ -174,18 +198,18 @@ impl Dynamic {
         }
         let stored = tables.store_be32(at, entry.raw());
         if stored.is_err() && is_still_none(tables, layout, index) {
-            // Nothing points to the block: the caller can release it.
             return stored;
         }
         if let Some(space) = &mut self.space {
-            space.settle(layout, reservation.offset);
+            space.settle(layout, data);
         }
         stored
     }
 
-    fn release(&mut self, reservation: &Reservation) {
+    /// Gives back the place of a block whose data is at host offset `data`.
+    fn release(&mut self, data: u64) {
         if let Some(space) = &mut self.space {
-            space.release(&self.layout, reservation.offset);
+            space.release(&self.layout, data);
         }
     }
 

@@ -2,8 +2,8 @@
 
 //! A block's bitmap: one bit for each sector of its data.
 //!
-//! Bit of sector `s`: byte `s / 8`, mask `0x80 >> (s % 8)`. In a dynamic image a sector whose bit is
-//! clear reads as zero, whatever its bytes are.
+//! Bit of sector `s`: byte `s / 8`, mask `0x80 >> (s % 8)`. A sector whose bit is clear reads as zero
+//! in a dynamic image, and as the parent's bytes in a differencing one, whatever its own are.
 
 use loop_parser::contract::{
     Result,
@@ -18,6 +18,8 @@ use super::num::{
 
 /// Bits in a loaded word; since it is loaded big-endian, the first sector is its highest bit.
 const WORD_BITS: u64 = 64;
+/// Bits in a byte.
+const BYTE_BITS: u64 = 8;
 /// Bytes in a loaded word.
 const WORD_LEN: u64 = 8;
 /// Most words that one call loads: bits for 4 MiB.
@@ -77,22 +79,37 @@ fn bits(count: u64) -> u32 {
 }
 
 /// Sets the bits of sectors `first..first + count`, all of which are in the bitmap at host offset
-/// `bitmap`. Either both are multiples of 8, or all lie in the first byte.
+/// `bitmap`. If that fails, some of them may be set.
 pub(super) fn set<T: TablesMut + ?Sized>(
     tables: &mut T,
     bitmap: u64,
     first: u64,
     count: u64,
 ) -> Result {
-    if count % 8 == 0 {
-        return tables.fill(add(bitmap, first / 8, bitmap)?, count / 8, 0xff);
+    let end = add(first, count, bitmap)?;
+    // Whole bytes in the middle, if there are any.
+    let start = first.next_multiple_of(BYTE_BITS).min(end);
+    let bytes = end.saturating_sub(start) / BYTE_BITS;
+
+    set_in_byte(tables, bitmap, first, start)?;
+    if bytes > 0 {
+        tables.fill(add(bitmap, start / BYTE_BITS, bitmap)?, bytes, 0xff)?;
     }
-    // A block of less than 8 sectors.
+    let rest = add(start, mul(bytes, BYTE_BITS, bitmap)?, bitmap)?;
+    set_in_byte(tables, bitmap, rest, end)
+}
+
+/// Sets the bits of sectors `first..end`, which share a byte.
+fn set_in_byte<T: TablesMut + ?Sized>(tables: &mut T, bitmap: u64, first: u64, end: u64) -> Result {
+    if first >= end {
+        return Ok(());
+    }
+    let at = add(bitmap, first / BYTE_BITS, bitmap)?;
     let mut byte = [0];
-    tables.load(bitmap, &mut byte)?;
-    for sector in first..first.saturating_add(count).min(8) {
-        let mask = 0x80u8.wrapping_shr(bits(sector));
+    tables.load(at, &mut byte)?;
+    for sector in first..end {
+        let mask = 0x80u8.wrapping_shr(bits(sector % BYTE_BITS));
         byte = byte.map(|byte| byte | mask);
     }
-    tables.store(bitmap, &byte)
+    tables.store(at, &byte)
 }

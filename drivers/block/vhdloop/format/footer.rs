@@ -3,7 +3,7 @@
 //! The footer and its copy: which of them is to be believed, and keeping both good.
 //!
 //! A fixed image has one footer, in its last 512 bytes (511 in files of Virtual PC before 2004). A
-//! dynamic one has a copy of it at offset 0 besides. A good copy at 0 wins over one at the end: a
+//! dynamic or differencing one has a copy of it at offset 0 besides. A good copy at 0 wins over one at the end: a
 //! file whose extension was cut short may end in guest data that looks like a footer.
 
 use loop_parser::contract::{
@@ -31,6 +31,7 @@ use super::{
 pub(super) enum Kind {
     Fixed,
     Dynamic,
+    Differencing,
 }
 
 /// A footer that was checked.
@@ -155,9 +156,9 @@ impl Candidate {
         )
     }
 
-    /// Whether this is a good footer of a dynamic image.
+    /// Whether this is a good footer of an image with a BAT.
     pub(super) fn is_good_copy(&self) -> bool {
-        matches!(self.check(), Ok(footer) if footer.kind == Kind::Dynamic)
+        matches!(self.check(), Ok(footer) if footer.kind != Kind::Fixed)
     }
 
     /// Whether the rest looks like a footer, whatever cookie and checksum say. `size` is that of
@@ -229,10 +230,7 @@ impl Candidate {
         match self.fields.disk_type.get() {
             TYPE_FIXED => Ok(Kind::Fixed),
             TYPE_DYNAMIC => Ok(Kind::Dynamic),
-            TYPE_DIFFERENCING => Err(Error::unsupported(
-                "differencing VHD: parents are not supported",
-                at,
-            )),
+            TYPE_DIFFERENCING => Ok(Kind::Differencing),
             _ => Err(Error::unsupported("unknown VHD disk type", at)),
         }
     }
@@ -308,11 +306,11 @@ fn choose_end(end: &Candidate, front: Option<&Candidate>) -> Result<Chosen> {
     let footer = end.check()?;
     let damage = match (footer.kind, front) {
         (Kind::Fixed, _) => None,
-        (Kind::Dynamic, Some(front)) if front.is_poisoned() => {
+        (_, Some(front)) if front.is_poisoned() => {
             front.check()?;
             None
         }
-        (Kind::Dynamic, _) => Some(Damage {
+        _ => Some(Damage {
             fault: Fault::new("VHD footer copy at 0 is damaged", 0),
             state: State::Recovered,
         }),
@@ -355,7 +353,7 @@ fn end_damage(end: &Candidate) -> Option<Damage> {
     })
 }
 
-/// Copies a good footer of a dynamic image from one place to another, byte for byte. A short one
+/// Copies a good footer of an image with a BAT from one place to another, byte for byte. A short one
 /// gets back its last, zero byte.
 ///
 /// # Errors

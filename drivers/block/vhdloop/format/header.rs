@@ -5,6 +5,7 @@
 use loop_parser::contract::{
     Error,
     Fault,
+    Identity,
     Result,
     Tables,
     SECTOR_SIZE, //
@@ -12,7 +13,10 @@ use loop_parser::contract::{
 
 use super::{
     checksum,
-    footer::Chosen,
+    footer::{
+        Chosen,
+        Kind, //
+    },
     layout::Layout,
     num::{
         self,
@@ -33,8 +37,18 @@ const MAX_BLOCK_SIZE: u32 = 1 << 31;
 /// comes before the first allocation.
 const MAX_ENTRIES: u32 = 1 << 26;
 
+/// A dynamic header that was checked.
+pub(super) struct Header {
+    /// Where things lie.
+    pub(super) layout: Layout,
+    /// Unique id of the parent, if there is one.
+    pub(super) parent_id: Identity,
+    /// The checksum is wrong.
+    pub(super) damage: Option<Fault>,
+}
+
 /// Reads and checks the dynamic header of a file of `file_size` bytes. A wrong checksum is not an
-/// error here: it is returned as a fault.
+/// error here.
 ///
 /// # Errors
 ///
@@ -44,7 +58,7 @@ pub(super) fn load<T: Tables + ?Sized>(
     tables: &T,
     chosen: &Chosen,
     file_size: u64,
-) -> Result<(Layout, Option<Fault>)> {
+) -> Result<Header> {
     let header = header_bounds(chosen, file_size)?;
     let fields: HeaderFields = num::load(tables, header.start)?;
     let damage = check_identity(tables, header, &fields)?;
@@ -59,8 +73,13 @@ pub(super) fn load<T: Tables + ?Sized>(
         block_shift,
         may_have_batmap: chosen.footer.creator == CREATOR_TAPDISK
             && chosen.footer.creator_version >= TAPDISK_1_1,
+        has_parent: chosen.footer.kind == Kind::Differencing,
     };
-    Ok((layout, damage))
+    Ok(Header {
+        layout,
+        parent_id: Identity(fields.parent_id),
+        damage,
+    })
 }
 
 /// Where the header lies: behind the footer copy, within the file, in front of the footer.
@@ -228,6 +247,23 @@ pub(super) fn structures_end<T: Tables + ?Sized>(
     Ok(end)
 }
 
+/// Host offset of parent locator `index` of the header at host offset `header`.
+pub(super) fn locator_at(header: u64, index: u64) -> Result<u64> {
+    let first = add(header, HEADER_LOCATORS, header)?;
+    add(first, mul(index, LOCATOR_LEN, first)?, first)
+}
+
+/// Bytes that a parent locator has set aside.
+pub(super) fn locator_space(locator: &Locator) -> u64 {
+    let space = u64::from(locator.data_space.get());
+    if space < SECTOR_SIZE {
+        // Less than 2^18: nothing saturates.
+        space.saturating_mul(SECTOR_SIZE)
+    } else {
+        space
+    }
+}
+
 /// End of the space that a parent locator has set aside, 0 for an unused one.
 fn locator_end<T: Tables + ?Sized>(
     tables: &T,
@@ -235,16 +271,9 @@ fn locator_end<T: Tables + ?Sized>(
     index: u64,
     file_size: u64,
 ) -> Result<u64> {
-    let first = add(layout.header, HEADER_LOCATORS, layout.header)?;
-    let at = add(first, mul(index, LOCATOR_LEN, first)?, first)?;
+    let at = locator_at(layout.header, index)?;
     let locator: Locator = num::load(tables, at)?;
-
-    let space = u64::from(locator.data_space.get());
-    let space = if space < SECTOR_SIZE {
-        mul(space, SECTOR_SIZE, at)?
-    } else {
-        space
-    };
+    let space = locator_space(&locator);
     let len = space.max(u64::from(locator.data_length.get()));
     if locator.code.get() == 0 || len == 0 {
         return Ok(0);

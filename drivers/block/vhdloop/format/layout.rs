@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Where things lie in a dynamic image ("Block Allocation Table and Data Blocks").
+//! Where things lie in a dynamic or differencing image ("Block Allocation Table and Data Blocks").
 
 use loop_parser::contract::{
     Error,
@@ -32,7 +32,7 @@ pub(super) const MAX_DISK_SIZE: u64 = SECTOR_SIZE << 32;
 ///
 /// | value | meaning |
 /// |---|---|
-/// | `ffffffff` | the block is not allocated: it reads as zero |
+/// | `ffffffff` | the block is not allocated: it reads as zero, or as the parent's bytes |
 /// | other | first sector of the block: its bitmap, then its data |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BatEntry(u32);
@@ -90,7 +90,7 @@ pub(super) struct Block {
 /// Most sectors whose bits fit into one sector of a bitmap.
 const SECTORS_PER_BITMAP_SECTOR: u64 = 4096;
 
-/// The layout of a dynamic image. Copied freely: kept small.
+/// The layout of an image with a BAT. Copied freely: kept small.
 ///
 /// # Invariants
 ///
@@ -109,6 +109,8 @@ pub(super) struct Layout {
     pub(super) block_shift: u8,
     /// The creator is tapdisk 1.1 or later: there may be a batmap behind the BAT.
     pub(super) may_have_batmap: bool,
+    /// A differencing image: what it does not have itself is its parent's, not zero.
+    pub(super) has_parent: bool,
 }
 
 impl Layout {
@@ -178,6 +180,11 @@ impl Layout {
     /// Offset of guest position `pos` in its block.
     pub(super) fn within(&self, pos: u64) -> u64 {
         pos & self.block_size().wrapping_sub(1)
+    }
+
+    /// Bytes from guest position `pos` to the end of its block.
+    pub(super) fn left_in_block(&self, pos: u64) -> u64 {
+        self.block_size().saturating_sub(self.within(pos))
     }
 
     /// Guest position and length in bytes of the block of `pos`. The last one can reach past the end

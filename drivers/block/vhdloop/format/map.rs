@@ -57,7 +57,7 @@ enum Variant {
     /// The data lies in front of the footer.
     Fixed,
     /// Blocks behind a BAT.
-    Dynamic(Layout),
+    Blocks(Layout),
 }
 
 impl VhdMap {
@@ -68,9 +68,9 @@ impl VhdMap {
         }
     }
 
-    pub(super) fn dynamic(layout: Layout, rule: SizeRule) -> Self {
+    pub(super) fn blocks(layout: Layout, rule: SizeRule) -> Self {
         Self {
-            variant: Variant::Dynamic(layout),
+            variant: Variant::Blocks(layout),
             rule,
         }
     }
@@ -83,7 +83,7 @@ impl Map for VhdMap {
                 let (offset, len) = fixed(tables, pos, len)?;
                 Ok(Extent::Data { offset, len })
             }
-            Variant::Dynamic(layout) => read(layout, tables, pos, len),
+            Variant::Blocks(layout) => read(layout, tables, pos, len),
         }
     }
 
@@ -93,7 +93,7 @@ impl Map for VhdMap {
                 let (offset, len) = fixed(tables, pos, len)?;
                 Ok(Placement::InPlace { offset, len })
             }
-            Variant::Dynamic(layout) => write(layout, tables, pos, len),
+            Variant::Blocks(layout) => write(layout, tables, pos, len),
         }
     }
 
@@ -101,7 +101,9 @@ impl Map for VhdMap {
         let chosen = footer::choose(tables, tables.size()?)?;
         let (size, _) = match (&self.variant, chosen.footer.kind) {
             (Variant::Fixed, Kind::Fixed) => size::of_fixed(&chosen, self.rule)?,
-            (Variant::Dynamic(layout), Kind::Dynamic) => {
+            (Variant::Blocks(layout), kind)
+                if kind != Kind::Fixed && layout.has_parent == (kind == Kind::Differencing) =>
+            {
                 size::of_dynamic(&chosen, self.rule, layout)?
             }
             _ => {
@@ -148,49 +150,51 @@ fn find(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Foun
         return Ok(Found::Unallocated);
     }
     let block = layout.locate(entry, layout.entry_at(index)?, tables.size()?)?;
-    let within = layout.within(pos);
-    let run = run_within(layout, tables, &block, within, len)?;
+    let run = run_at(layout, tables, &block, pos, len)?;
 
     Ok(Found::Allocated {
-        offset: add(block.data, within, block.data)?,
+        offset: add(block.data, layout.within(pos), block.data)?,
         len: mul(run.sectors, SECTOR_SIZE, block.bitmap)?,
         is_set: run.is_set,
     })
 }
 
-/// The run of equal bits from `within` bytes into a block, at most `len` bytes or what is left of
-/// the block.
-fn run_within(
+/// The run of equal bits at guest position `pos`, which lies in `block`: at most `len` bytes or what
+/// is left of the block.
+pub(super) fn run_at<T: Tables + ?Sized>(
     layout: &Layout,
-    tables: &dyn Tables,
+    tables: &T,
     block: &Block,
-    within: u64,
+    pos: u64,
     len: u64,
 ) -> Result<Run> {
-    let left = layout.block_size().saturating_sub(within);
-    let max = len.min(left) / SECTOR_SIZE;
-    bitmap::run(tables, block.bitmap, within / SECTOR_SIZE, max)
+    let max = len.min(layout.left_in_block(pos)) / SECTOR_SIZE;
+    let first = layout.within(pos) / SECTOR_SIZE;
+    bitmap::run(tables, block.bitmap, first, max)
 }
 
 fn read(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Extent> {
-    match find(layout, tables, pos, len)? {
-        Found::Unallocated => Ok(Extent::Zero {
-            len: unallocated_len(layout, tables, pos, len)?,
-        }),
+    let len = match find(layout, tables, pos, len)? {
+        Found::Unallocated => unallocated_len(layout, tables, pos, len)?,
         Found::Allocated {
             offset,
             len,
             is_set: true,
-        } => Ok(Extent::Data { offset, len }),
-        Found::Allocated { len, .. } => Ok(Extent::Zero { len }),
-    }
+        } => return Ok(Extent::Data { offset, len }),
+        Found::Allocated { len, .. } => len,
+    };
+    Ok(if layout.has_parent {
+        Extent::Parent { len }
+    } else {
+        Extent::Zero { len }
+    })
 }
 
 /// How many of the `len` bytes at `pos`, whose block is not allocated, lie in a run of blocks that
 /// are not.
 fn unallocated_len(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<u64> {
     let len = len.min(layout.limit().saturating_sub(pos));
-    let mut found = layout.block_size().saturating_sub(layout.within(pos));
+    let mut found = layout.left_in_block(pos);
 
     for _ in 0..MAX_ENTRY_LOADS {
         if found >= len {
@@ -207,22 +211,22 @@ fn unallocated_len(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> 
     Ok(found.min(len))
 }
 
+/// A block of a dynamic image is given a place as a whole, and its clear sectors chunk by chunk. In
+/// a differencing image each sector is given a place by itself, so only the sectors that are to be
+/// written count.
 fn write(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Placement> {
-    match find(layout, tables, pos, len)? {
-        Found::Unallocated => {
-            let (pos, len) = layout.guest_range(pos);
-            Ok(Placement::Allocate { pos, len })
-        }
+    let (pos, len) = match find(layout, tables, pos, len)? {
         Found::Allocated {
             offset,
             len,
             is_set: true,
-        } => Ok(Placement::InPlace { offset, len }),
-        Found::Allocated { .. } => {
-            let (pos, len) = chunk_range(layout, pos);
-            Ok(Placement::Allocate { pos, len })
-        }
-    }
+        } => return Ok(Placement::InPlace { offset, len }),
+        Found::Unallocated if layout.has_parent => (pos, len.min(layout.left_in_block(pos))),
+        Found::Unallocated => layout.guest_range(pos),
+        Found::Allocated { len, .. } if layout.has_parent => (pos, len),
+        Found::Allocated { .. } => chunk_range(layout, pos),
+    };
+    Ok(Placement::Allocate { pos, len })
 }
 
 /// Offset in its block, and length, of the chunk of guest position `pos`.

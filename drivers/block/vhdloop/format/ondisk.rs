@@ -102,8 +102,8 @@ pub(super) struct FooterFields {
     pub(super) hidden: u8,
 }
 
-/// The fields of the dynamic header ("Dynamic Disk Header Format") that a disk without a parent
-/// uses. The header has 1024 bytes.
+/// The first fields of the dynamic header ("Dynamic Disk Header Format"). The header has 1024 bytes:
+/// the parent's name and the parent locators follow.
 #[derive(Clone, Copy, FromBytes, IntoBytes)]
 #[repr(C)]
 pub(super) struct HeaderFields {
@@ -121,6 +121,8 @@ pub(super) struct HeaderFields {
     pub(super) block_size: U32,
     /// One's complement of the sum of the 1024 bytes, with this field as zero. (36)
     pub(super) checksum: U32,
+    /// [`FooterFields::unique_id`] of the parent; zero for a parent that is a raw disk (tapdisk). (40)
+    pub(super) parent_id: [u8; 16],
 }
 
 /// Offset of [`HeaderFields::table_offset`] in the header.
@@ -133,6 +135,12 @@ pub(super) const HEADER_MAX_ENTRIES: u64 = 28;
 pub(super) const HEADER_BLOCK_SIZE: u64 = 32;
 /// Offset of [`HeaderFields::checksum`] in the header.
 pub(super) const HEADER_CHECKSUM: u64 = 36;
+/// Offset of [`HeaderFields::parent_id`] in the header.
+pub(super) const HEADER_PARENT_ID: u64 = 40;
+/// Offset of the parent's name in the header: UTF-16BE, padded with zeros.
+pub(super) const HEADER_PARENT_NAME: u64 = 64;
+/// Bytes in the parent's name.
+pub(super) const HEADER_PARENT_NAME_LEN: u64 = 512;
 /// Offset of the parent locators in the header.
 pub(super) const HEADER_LOCATORS: u64 = 576;
 /// Number of parent locators in the header.
@@ -157,6 +165,14 @@ pub(super) const FOOTER_CHECKSUM: u64 = 64;
 
 /// A parent locator: where a differencing disk keeps one way to name its parent. In a dynamic image
 /// it is of interest only because its space is not free.
+///
+/// | code | the name is |
+/// |---|---|
+/// | 0 | none: the locator is unused |
+/// | `W2ru`, `W2ku` | a Windows path in UTF-16LE: from the image's folder; absolute |
+/// | `MacX` | a file URL in UTF-8 |
+/// | `Wi2r`, `Wi2k` | a Windows path in 8-bit characters (deprecated): from the folder; absolute |
+/// | `Mac ` | an alias record of Mac OS, which is no path |
 #[derive(Clone, Copy, FromBytes, IntoBytes)]
 #[repr(C)]
 pub(super) struct Locator {
@@ -171,6 +187,17 @@ pub(super) struct Locator {
     /// Offset of the name. (16)
     pub(super) data_offset: U64,
 }
+
+/// [`Locator::code`] of a relative Windows path in UTF-16LE.
+pub(super) const CODE_W2RU: u32 = u32::from_be_bytes(*b"W2ru");
+/// [`Locator::code`] of an absolute Windows path in UTF-16LE.
+pub(super) const CODE_W2KU: u32 = u32::from_be_bytes(*b"W2ku");
+/// [`Locator::code`] of a file URL.
+pub(super) const CODE_MACX: u32 = u32::from_be_bytes(*b"MacX");
+/// [`Locator::code`] of a relative Windows path in 8-bit characters.
+pub(super) const CODE_WI2R: u32 = u32::from_be_bytes(*b"Wi2r");
+/// [`Locator::code`] of an absolute Windows path in 8-bit characters.
+pub(super) const CODE_WI2K: u32 = u32::from_be_bytes(*b"Wi2k");
 
 /// The start of tapdisk's batmap header, which lies in the first sector behind the BAT.
 #[derive(Clone, Copy, FromBytes, IntoBytes)]

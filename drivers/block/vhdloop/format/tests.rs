@@ -170,6 +170,7 @@ fn layout() -> Layout {
         entries: 4,
         block_shift: 10,
         may_have_batmap: false,
+        has_parent: false,
     }
 }
 
@@ -329,6 +330,16 @@ fn bits_are_set() {
         (0, 8),
         (8, 64),
         (1024, 1024),
+        // Parts of bytes at one end, or at both.
+        (3, 5),
+        (3, 6),
+        (3, 13),
+        (3, 14),
+        (7, 1),
+        (7, 2),
+        (8, 9),
+        (9, 0),
+        (1, 4094),
     ] {
         let mut store = Store::new(&[0; 1024]);
         bitmap::set(&mut store, 512, first, count).unwrap();

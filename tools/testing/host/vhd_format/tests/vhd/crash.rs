@@ -9,7 +9,7 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use loop_parser::contract::TablesMut;
+use loop_parser::contract::{Result, TablesMut};
 use testkit::{
     crash::{Replay, Survivors},
     device::{Begun, Device, Pending},
@@ -20,7 +20,7 @@ use testkit::{
 
 use crate::{
     image::{pattern, Bits, End, Spec},
-    open,
+    open, open_over,
     reader::{end_footer, faults, front_footer, Reader},
 };
 
@@ -102,17 +102,23 @@ struct Guest {
     events: Vec<Event>,
     rng: Rng,
     version: u64,
-    block_sectors: u64,
+    /// What only one writer at a time can work on.
+    unit_sectors: u64,
 }
 
 impl Guest {
-    fn new(store: Store, block_size: u32, seed: u64) -> Self {
+    fn new(scenario: &Scenario, seed: u64) -> Self {
+        let block_sectors = u64::from(scenario.block_size) / 512;
         Self {
-            device: open(store).unwrap(),
+            device: scenario.open(scenario.store.clone()).unwrap(),
             events: Vec::new(),
             rng: Rng::new(seed),
             version: 1000,
-            block_sectors: u64::from(block_size) / 512,
+            // Different sectors of a block can be written first at the same time.
+            unit_sectors: match scenario.parent {
+                Some(_) => block_sectors.div_ceil(3),
+                None => block_sectors,
+            },
         }
     }
 
@@ -151,7 +157,7 @@ impl Guest {
 
     fn write(&mut self) {
         let first = self.rng.below(self.sectors());
-        let most = (self.sectors() - first).min(self.block_sectors * 2 + 1);
+        let most = (self.sectors() - first).min(self.unit_sectors * 2 + 1);
         let count = 1 + self.rng.below(most);
         let contents = self.new_contents(first, count);
         self.note(Event::Begin(first, contents.clone()));
@@ -167,21 +173,19 @@ impl Guest {
         }
     }
 
-    /// Several writes at once, to different blocks, that end in another order than they began.
+    /// Several writes at once, to different units, that end in another order than they began.
     fn write_many(&mut self) {
-        let blocks = self.sectors().div_ceil(self.block_sectors);
-        let mut chosen: Vec<u64> = (0..blocks).collect();
+        let units = self.sectors().div_ceil(self.unit_sectors);
+        let mut chosen: Vec<u64> = (0..units).collect();
         self.rng.shuffle(&mut chosen);
         let count = 1 + self.rng.below(6) as usize;
-        let mut pending = Vec::new();
-        for block in chosen.into_iter().take(count) {
-            pending.extend(self.begin_in(block));
+        let mut begun = Vec::new();
+        for unit in chosen.into_iter().take(count) {
+            begun.extend(self.begin_in(unit));
         }
-        self.rng.shuffle(&mut pending);
-        for (it, first, contents) in pending {
-            if self.rng.one_in(8) {
-                self.device.give_up(&it);
-            } else if self.device.finish(it).is_ok() {
+        self.rng.shuffle(&mut begun);
+        for (pending, first, contents) in begun {
+            if self.finish(pending) {
                 self.note(Event::Done(first, contents));
             }
             if self.rng.one_in(12) {
@@ -190,27 +194,45 @@ impl Guest {
         }
     }
 
-    fn begin_in(&mut self, block: u64) -> Option<(Pending, u64, Vec<Sector>)> {
-        let start = block * self.block_sectors;
-        let end = (start + self.block_sectors).min(self.sectors());
+    /// Finishes the parts of a write, or gives some of them up. Says if all of it was written.
+    fn finish(&mut self, mut pending: Vec<Pending>) -> bool {
+        self.rng.shuffle(&mut pending);
+        let mut is_done = true;
+        for it in pending {
+            if self.rng.one_in(8) {
+                self.device.give_up(&it);
+                is_done = false;
+            } else {
+                is_done &= self.device.finish(it).is_ok();
+            }
+        }
+        is_done
+    }
+
+    fn begin_in(&mut self, unit: u64) -> Option<(Vec<Pending>, u64, Vec<Sector>)> {
+        let start = unit * self.unit_sectors;
+        let end = (start + self.unit_sectors).min(self.sectors());
         let first = start + self.rng.below(end - start);
         let count = 1 + self.rng.below(end - first);
         let contents = self.new_contents(first, count);
         self.note(Event::Begin(first, contents.clone()));
         let bytes: Vec<u8> = contents.iter().flat_map(|it| **it).collect();
+        let mut pending = Vec::new();
         let mut done = 0;
         while done < bytes.len() {
             match self.device.begin(first * 512 + done as u64, &bytes[done..]) {
                 Ok(Begun::Written(len)) => done += len,
                 Ok(Begun::Pending(it, len)) => {
-                    assert_eq!((done, len), (0, bytes.len()));
-                    return Some((it, first, contents));
+                    pending.push(it);
+                    done += len;
                 }
-                Err(_) => return None,
+                Err(_) => {
+                    pending.iter().for_each(|it| self.device.give_up(it));
+                    return None;
+                }
             }
         }
-        self.note(Event::Done(first, contents));
-        None
+        Some((pending, first, contents))
     }
 
     fn flush(&mut self) {
@@ -227,6 +249,28 @@ struct Scenario {
     /// QEMU, which does not look at bitmaps, sees the same disk.
     suits_qemu: bool,
     steps: u64,
+    /// What a differencing image lies on: a fixed one.
+    parent: Option<Store>,
+}
+
+impl Scenario {
+    fn open(&self, store: Store) -> Result<Device> {
+        match &self.parent {
+            Some(parent) => open_over(store, open(parent.clone())?),
+            None => open(store),
+        }
+    }
+
+    /// The guest's disk, by the second reader.
+    fn disk(&self, store: &Store) -> Vec<u8> {
+        let below = self
+            .parent
+            .as_ref()
+            .map(|it| Reader::open(it).unwrap().disk());
+        Reader::open(store)
+            .unwrap()
+            .disk_over(&below.unwrap_or_default())
+    }
 }
 
 fn scenario(name: &'static str, spec: &Spec) -> Scenario {
@@ -235,13 +279,53 @@ fn scenario(name: &'static str, spec: &Spec) -> Scenario {
         store: spec.build().store,
         block_size: spec.block_size,
         // It takes the bitmap of a block of less than 4 KiB for empty.
-        suits_qemu: spec.blocks.iter().all(|it| it.1 == Bits::Ones) && spec.block_size >= 4096,
+        suits_qemu: spec.disk_type == 3
+            && spec.blocks.iter().all(|it| it.1 == Bits::Ones)
+            && spec.block_size >= 4096,
         steps: 40,
+        // Half as large as the disk on it.
+        parent: (spec.disk_type == 4).then(|| Spec::fixed(spec.size / 1024 * 512).build().store),
     }
 }
 
 fn small() -> Spec {
     Spec::dynamic(24 * 4096 + 1536, 4096)
+}
+
+/// A differencing image with this end, over a parent.
+fn child() -> Spec {
+    let blocks = [(3, Bits::Mixed(1)), (0, Bits::Ones), (7, Bits::Zeros)];
+    Spec::differencing(24 * 4096 + 1536, 4096).with_blocks(&blocks)
+}
+
+fn child_scenarios() -> Vec<Scenario> {
+    let with = |change: fn(&mut Spec)| {
+        let mut spec = child();
+        change(&mut spec);
+        spec
+    };
+    vec![
+        scenario("child", &child()),
+        scenario("empty child", &with(|it| it.blocks.clear())),
+        scenario("child, front damaged", &with(|it| it.front = false)),
+        scenario("child, end missing", &with(|it| it.end = End::Missing)),
+        scenario("child, short footer", &with(|it| it.end = End::Short)),
+        scenario(
+            "child of Windows 10",
+            &with(|it| {
+                it.aligned = true;
+                it.gap = 7;
+            }),
+        ),
+        scenario(
+            "child, blocks of a sector",
+            &Spec::differencing(100 * 512, 512),
+        ),
+        scenario(
+            "child, blocks of 64 KiB",
+            &Spec::differencing(3 << 16, 1 << 16).with_blocks(&[(1, Bits::Mixed(2))]),
+        ),
+    ]
 }
 
 fn file_scenarios() -> Vec<Scenario> {
@@ -300,13 +384,16 @@ fn file_scenarios() -> Vec<Scenario> {
 fn device_scenarios() -> Vec<Scenario> {
     let mixed = [(3, Bits::Mixed(1)), (0, Bits::Ones)];
     let mut list = Vec::new();
-    for (name, front, at_end, room) in [
-        ("device", true, true, 60),
-        ("device, footer in the middle", true, false, 60),
-        ("device, front damaged", false, true, 60),
-        ("device that runs full", true, true, 9),
+    for (name, base, front, at_end, room) in [
+        ("device", small(), true, true, 60),
+        ("device, footer in the middle", small(), true, false, 60),
+        ("device, front damaged", small(), false, true, 60),
+        ("device that runs full", small(), true, true, 9),
+        ("device, child", child(), true, true, 60),
+        ("device, child, in the middle", child(), true, false, 60),
+        ("device, child, runs full", child(), true, true, 9),
     ] {
-        let mut spec = small().with_blocks(&mixed);
+        let mut spec = base.with_blocks(&mixed);
         spec.front = front;
         let mut it = scenario(name, &spec);
         let size = (it.store.len() + room * 8192).next_multiple_of(4096);
@@ -329,9 +416,12 @@ struct Tally {
 
 /// Runs a scenario, and crashes it everywhere.
 fn crash(scenario: &Scenario, seed: u64, tally: &mut Tally) {
-    let mut guest = Guest::new(scenario.store.clone(), scenario.block_size, seed);
+    crash_guest(scenario, Guest::new(scenario, seed), seed, tally);
+}
+
+fn crash_guest(scenario: &Scenario, mut guest: Guest, seed: u64, tally: &mut Tally) {
     let (sectors, size) = guest.device.store.record();
-    let disk = Reader::open(&scenario.store).unwrap().disk();
+    let disk = scenario.disk(&scenario.store);
     for _ in 0..scenario.steps {
         guest.step();
     }
@@ -408,13 +498,14 @@ impl Crashes<'_> {
         let what = &self.what;
         assert_eq!(faults(&store), [""; 0], "{what}");
         assert!(front_footer(&store).is_some() || !self.had_front, "{what}");
-        let disk = Reader::open(&store).unwrap().disk();
+        let disk = self.scenario.disk(&store);
         self.oracle.check(&disk, what);
 
         if self.scenario.suits_qemu && front_footer(&store).is_some() && self.rng.one_in(400) {
             self.check_with_qemu(&store, &disk);
         }
-        let mut device = open(store).unwrap_or_else(|error| panic!("{}: {error:?}", self.what));
+        let opened = self.scenario.open(store);
+        let mut device = opened.unwrap_or_else(|error| panic!("{}: {error:?}", self.what));
         let ours = device.read(0, device.disk.size).unwrap();
         assert!(ours == disk, "{}: readers differ", self.what);
         if self.rng.one_in(12) {
@@ -450,11 +541,7 @@ impl Crashes<'_> {
             "{}",
             self.what
         );
-        assert!(
-            Reader::open(&device.store).unwrap().disk() == disk,
-            "{}",
-            self.what
-        );
+        assert!(self.scenario.disk(&device.store) == disk, "{}", self.what);
         assert_eq!(faults(&device.store), [""; 0], "{}", self.what);
     }
 
@@ -490,6 +577,23 @@ fn seeds(default: u64) -> u64 {
 #[test]
 fn files() {
     crash_all(&file_scenarios(), seeds(16));
+}
+
+#[test]
+fn children() {
+    crash_all(&child_scenarios(), seeds(16));
+}
+
+/// A driver that does not sync a sector before its bit is found out.
+#[test]
+#[should_panic(expected = "not one of")]
+fn early_bit_is_found() {
+    let scenario = scenario("careless", &child());
+    for seed in 0..20 {
+        let mut guest = Guest::new(&scenario, seed);
+        guest.device.be_careless();
+        crash_guest(&scenario, guest, seed, &mut Tally::default());
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 
 use loop_parser::contract::{
-    Allocate, Extent, Map, Placement, Probe, Range, Reservation, Reserved, Result, Tables,
+    Allocate, Extent, Map, Parent, Placement, Probe, Range, Reservation, Reserved, Result, Tables,
     TablesMut,
 };
 use proptest::prelude::*;
@@ -127,8 +127,14 @@ fn apply(image: &mut Image, change: &Change) {
 
 fn spec() -> impl Strategy<Value = Spec> {
     let blocks = vec![(1, Bits::Ones), (3, Bits::Mixed(7)), (40, Bits::Zeros)];
-    (any::<bool>(), 0u32..4, any::<bool>()).prop_map(move |(is_tapdisk, end, front)| {
-        let mut spec = Spec::dynamic(64 * 1024, 1024).with_blocks(&blocks);
+    let flags = (any::<bool>(), any::<bool>());
+    (flags, 0u32..4, any::<bool>()).prop_map(move |((is_tapdisk, is_child), end, front)| {
+        let base = if is_child {
+            Spec::differencing
+        } else {
+            Spec::dynamic
+        };
+        let mut spec = base(64 * 1024, 1024).with_blocks(&blocks);
         if is_tapdisk {
             spec = spec.by(b"tap\0", 0x0001_0003);
             spec.batmap = Some((1, false));
@@ -171,7 +177,31 @@ fn explore(attached: &Attached, store: &mut Store) {
             look(attached, store, pos, len, &metadata);
         }
     }
+    name_parent(attached, store);
     allocate(attached, store);
+}
+
+/// The names of a parent are bounded in number, length, and what it takes to read them.
+fn name_parent(attached: &Attached, store: &Store) {
+    let Some(parent) = &attached.parent else {
+        return;
+    };
+    let loads = store.loads();
+    let mut buf = [0; 300];
+    let mut index = 0;
+    loop {
+        match parent.name(store, index, &mut buf) {
+            Ok(None) => break,
+            Ok(Some(len)) => {
+                let name = &buf[..len];
+                assert!(len > 0 && !name.contains(&0) && !name.ends_with(b"/"));
+            }
+            Err(_) => {}
+        }
+        index += 1;
+        assert!(index <= 17);
+    }
+    assert!(store.loads() - loads < 1 << 20, "too many loads");
 }
 
 fn look(attached: &Attached, store: &Store, pos: u64, len: u64, metadata: &[(u64, u64)]) {
@@ -182,14 +212,17 @@ fn look(attached: &Attached, store: &Store, pos: u64, len: u64, metadata: &[(u64
             assert!(offset + got <= store.len());
         }
         Ok(Extent::Zero { len: got }) => assert!(got > 0 && got <= len),
-        Ok(Extent::Parent { .. }) => panic!("no parent"),
+        Ok(Extent::Parent { len: got }) => {
+            assert!(attached.parent.is_some());
+            assert!(got > 0 && got <= len);
+        }
         Err(_) => {}
     }
     match attached.map.resolve_write(store, pos, len) {
         Ok(Placement::InPlace { offset, len: got }) => {
             assert!(got > 0 && got <= len);
             assert!(offset + got <= store.len());
-            if attached.disk.variant == "dynamic" {
+            if attached.disk.variant != "fixed" {
                 for (start, len) in metadata {
                     assert!(offset + got <= *start || *start + len <= offset);
                 }
@@ -220,9 +253,11 @@ fn allocate(attached: &Attached, store: &mut Store) {
         match alloc.reserve(store, pos, 512) {
             Ok(Reserved::Space(space)) => {
                 assert!(space.offset + space.len <= store.len());
-                assert!(space.offset % 4096 == 0);
-                // Behind everything but the old footer.
-                assert!(space.offset + 512 >= len_before);
+                if space.granule == 0 {
+                    assert!(space.offset % 4096 == 0);
+                    // Behind everything but the old footer.
+                    assert!(space.offset + 512 >= len_before);
+                }
                 let _ = alloc.publish(store, &space, whole(&space));
             }
             Ok(Reserved::Ready) | Err(_) => {}

@@ -52,6 +52,12 @@ pub struct Spec {
     pub chs: (u16, u8, u8),
     pub creator: [u8; 4],
     pub creator_version: u32,
+    pub unique_id: [u8; 16],
+    pub parent_id: [u8; 16],
+    /// Parent's name in the dynamic header, UTF-16.
+    pub parent_name: Vec<u16>,
+    /// Parent locators: code, and name.
+    pub names: Vec<(&'static [u8; 4], Vec<u8>)>,
     pub header_at: u64,
     pub table_at: u64,
     /// As many as the size needs if `None`.
@@ -79,6 +85,10 @@ impl Spec {
             chs: (100, 4, 17),
             creator: *b"win ",
             creator_version: 0x0006_0001,
+            unique_id: *b"sixteen bytes id",
+            parent_id: [0; 16],
+            parent_name: Vec::new(),
+            names: Vec::new(),
             header_at: 512,
             table_at: 1536,
             entries: None,
@@ -97,6 +107,16 @@ impl Spec {
         Self {
             disk_type: 2,
             ..Self::dynamic(size, 512)
+        }
+    }
+
+    /// A differencing image with small blocks, whose parent has the id of all other images.
+    pub fn differencing(size: u64, block_size: u32) -> Self {
+        Self {
+            disk_type: 4,
+            unique_id: *b"id of the child!",
+            parent_id: *b"sixteen bytes id",
+            ..Self::dynamic(size, block_size)
         }
     }
 
@@ -163,7 +183,7 @@ impl Spec {
         put(&mut footer, 56, &self.chs.0.to_be_bytes());
         put(&mut footer, 58, &[self.chs.1, self.chs.2]);
         put(&mut footer, 60, &self.disk_type.to_be_bytes());
-        put(&mut footer, 68, b"sixteen bytes id");
+        put(&mut footer, 68, &self.unique_id);
         fix(&mut footer, 64);
         footer
     }
@@ -204,6 +224,10 @@ impl Image {
         put(&mut header, 24, &0x0001_0000u32.to_be_bytes());
         put(&mut header, 28, &spec.entry_count().to_be_bytes());
         put(&mut header, 32, &spec.block_size.to_be_bytes());
+        put(&mut header, 40, &spec.parent_id);
+        for (i, unit) in spec.parent_name.iter().enumerate() {
+            put(&mut header, 64 + 2 * i, &unit.to_be_bytes());
+        }
         fix(&mut header, 36);
         self.store.put(spec.header_at, &header);
 
@@ -212,6 +236,14 @@ impl Image {
         self.store.put(spec.table_at, &table);
         if let Some((sectors, encrypted)) = spec.batmap {
             self.put_batmap(sectors, encrypted);
+        }
+        for (index, (code, name)) in (0..).zip(&spec.names) {
+            let at = self.store.len().next_multiple_of(512);
+            let space = (name.len() as u64).next_multiple_of(512).max(512);
+            self.store.put(at, &vec![0; space as usize]);
+            self.store.put(at, name);
+            let code = u32::from_be_bytes(**code);
+            self.set_locator(index, code, space as u32, name.len() as u32, at);
         }
     }
 

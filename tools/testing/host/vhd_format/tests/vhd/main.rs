@@ -12,10 +12,12 @@ mod attach;
 mod clear_bits;
 mod crash;
 mod defects;
+mod differencing;
 mod enospc;
 mod hostile;
 mod malformed;
 mod on_device;
+mod parents;
 mod probe;
 mod random;
 mod refusal;
@@ -30,6 +32,13 @@ use vhd_format::format;
 /// A read-write device over an image; its parser's warning is nobody's business.
 fn open(store: Store) -> Result<Device> {
     open_as(store, "", true)
+}
+
+/// A read-write device over an image and the device below it.
+fn open_over(store: Store, parent: Device) -> Result<Device> {
+    let device = open(store)?;
+    assert_eq!(device.disk.variant, "differencing");
+    Ok(device.on_top_of(parent))
 }
 
 fn open_as(store: Store, options: &str, writable: bool) -> Result<Device> {

@@ -24,6 +24,10 @@ fn dynamic() -> Spec {
     Spec::dynamic(64 * 1024, 4096).with_blocks(&[(0, Bits::Ones), (3, Bits::Zeros)])
 }
 
+fn child() -> Spec {
+    Spec::differencing(64 * 1024, 4096).with_blocks(&[(0, Bits::Ones), (3, Bits::Mixed(3))])
+}
+
 fn fixed() -> Spec {
     Spec::fixed(64 * 1024)
 }
@@ -124,8 +128,8 @@ const CASES: &[Case] = &[
     case("type 0x03000000", dynamic, Unsupported, |it| {
         it.edit_footers(60, &3u32.to_le_bytes())
     }),
-    case_at("differencing", dynamic, Unsupported, 60, |it| {
-        it.edit_footers(60, &4u32.to_be_bytes())
+    case_at("its own parent", child, Malformed, 512 + 40, |it| {
+        it.edit_header(40, &it.spec.unique_id.clone())
     }),
     case("dynamic footers in a fixed image", fixed, Malformed, |it| {
         it.edit_footers(60, &3u32.to_be_bytes())

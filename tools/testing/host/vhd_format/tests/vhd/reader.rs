@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
             .ok_or("no footer")?;
         let header = match be32(&footer, 60) {
             2 => None,
-            3 => Some(Header::open(store, be64(&footer, 16))?),
+            3 | 4 => Some(Header::open(store, be64(&footer, 16))?),
             other => return Err(format!("type {other}")),
         };
         let chs = u64::from(u16::from_be_bytes([footer[56], footer[57]]))
@@ -73,34 +73,47 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A sector of the disk.
+    /// A sector of the disk, if it has no parent.
     pub fn sector(&self, sector: u64) -> [u8; 512] {
+        self.own_sector(sector).unwrap_or([0; 512])
+    }
+
+    /// A sector, if the image has it itself.
+    pub fn own_sector(&self, sector: u64) -> Option<[u8; 512]> {
         let Some(header) = &self.header else {
-            return self.at(sector * 512);
+            return Some(self.at(sector * 512));
         };
         let sectors_per_block = header.block_size / 512;
         let entry = header.entry(self.store, sector / sectors_per_block);
         let within = sector % sectors_per_block;
         if entry == u32::MAX {
-            return [0; 512];
+            return None;
         }
         let start = u64::from(entry) * 512;
         let byte = self.store.get_array::<1>(start + within / 8)[0];
         if byte & (0x80 >> (within % 8)) == 0 {
-            return [0; 512];
+            return None;
         }
-        self.at(start + header.bitmap_len() + within * 512)
+        Some(self.at(start + header.bitmap_len() + within * 512))
     }
 
     fn at(&self, offset: u64) -> [u8; 512] {
         self.store.get_array(offset)
     }
 
-    /// The whole disk.
+    /// The whole disk, if it has no parent.
     pub fn disk(&self) -> Vec<u8> {
-        let mut disk = Vec::with_capacity(self.size as usize);
-        for sector in 0..self.size / 512 {
-            disk.extend_from_slice(&self.sector(sector));
+        self.disk_over(&[])
+    }
+
+    /// The whole disk over that of its parent, which may be larger or smaller.
+    pub fn disk_over(&self, parent: &[u8]) -> Vec<u8> {
+        let mut disk = parent.to_vec();
+        disk.resize(self.size as usize, 0);
+        for (sector, bytes) in (0..).zip(disk.chunks_exact_mut(512)) {
+            if let Some(own) = self.own_sector(sector) {
+                bytes.copy_from_slice(&own);
+            }
         }
         disk
     }
