@@ -108,7 +108,7 @@ fn attach_fixed(chosen: &Chosen, rule: SizeRule) -> Result<Attached> {
     let size = size::of_fixed(chosen, rule)?;
 
     Ok(Attached {
-        disk: describe(chosen, "fixed", size, 0),
+        disk: describe(chosen, size, 0),
         map: VhdMap::fixed(rule),
         alloc: VhdAllocator::fixed(),
         parent: None,
@@ -127,17 +127,16 @@ fn attach_blocks(
     let layout = header.layout;
     let size = size::of_dynamic(chosen, rule, &layout)?;
     header::refuse_encrypted(tables, &layout, file_size)?;
-    let (variant, parent) = if layout.has_parent {
-        ("differencing", Some(VhdParent::new(chosen, &header)?))
-    } else {
-        ("dynamic", None)
+    let parent = match chosen.footer.kind {
+        Kind::Differencing => Some(VhdParent::new(chosen, &header)?),
+        _ => None,
     };
 
     // Last, because a read-only attach needs everything else to be right.
     match header.damage {
         Some(fault) if writable => Err(Error::NeedsReadOnly(fault)),
         _ => Ok(Attached {
-            disk: describe(chosen, variant, size, layout.block_size()),
+            disk: describe(chosen, size, layout.block_size()),
             map: VhdMap::blocks(layout, rule),
             alloc: VhdAllocator::blocks(layout, size.0),
             parent,
@@ -146,20 +145,24 @@ fn attach_blocks(
     }
 }
 
-fn describe(
-    chosen: &Chosen,
-    variant: &'static str,
-    (size, size_source): (u64, &'static str),
-    unit: u64,
-) -> Disk {
+fn describe(chosen: &Chosen, (size, size_source): (u64, &'static str), unit: u64) -> Disk {
+    let kind = chosen.footer.kind;
     Disk {
         size,
-        variant,
+        variant: match kind {
+            Kind::Fixed => "fixed",
+            Kind::Dynamic => "dynamic",
+            Kind::Differencing => "differencing",
+        },
         size_source,
         creator: chosen.footer.creator,
         unit,
         identity: chosen.footer.unique_id,
         state: chosen.damage.map_or(State::Clean, |damage| damage.state),
-        features: Features::default(),
+        features: Features {
+            discard: true,
+            // No sector of a differencing image can be made zero that it does not have itself.
+            write_zeroes: kind != Kind::Differencing,
+        },
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Making room for guest writes.
+//! Making room for guest writes, and giving it back.
 //!
 //! Power may fail after any sector, and the page cache writes what it likes in any order; "X before
 //! Y" below means that X was synced before Y was stored. The orders that keep an image sound:
@@ -20,10 +20,15 @@
 //!   A new block's bits are all clear, durably, before the BAT entry: it shows nothing but the parent,
 //!   so the entry is stored as soon as the block is there.
 //!
+//! - A block is given back by its BAT entry; that is durable before the driver punches the block. Its
+//!   place is not used again in this session, as requests may still be on their way to it. In a later
+//!   one it is space that holds old bytes; in a file it lies in front of the footer and stays a hole.
+//!
 //! State is a handful of cursors ([`space::Space`]); whatever they say of the file is looked up
 //! again when the file is not as they left it.
 
 mod chunk;
+mod discard;
 mod grow;
 mod sectors;
 mod slots;
@@ -46,7 +51,8 @@ use super::{
         BatEntry,
         Layout, //
     },
-    num::OUTSIDE,
+    map,
+    num::OUTSIDE, //
 };
 use space::{
     Space,
@@ -63,6 +69,8 @@ struct Blocks {
     layout: Layout,
     /// Number of blocks that the disk is known to have.
     blocks: u64,
+    /// End of the highest block that was given back. Up to here nothing is free.
+    freed_end: u64,
     /// Learned at the first allocation.
     space: Option<Space>,
 }
@@ -77,6 +85,7 @@ impl VhdAllocator {
         Self(Some(Blocks {
             layout,
             blocks: size.div_ceil(layout.block_size().max(1)),
+            freed_end: 0,
             space: None,
         }))
     }
@@ -118,15 +127,23 @@ impl Allocate for VhdAllocator {
         }
     }
 
-    /// Never called: no image has the feature.
+    /// A dynamic image gives back whole blocks. A differencing one zeroes the sectors that it has
+    /// itself: it has no way to say that a sector is zero, not the parent's.
     fn discard(
         &mut self,
-        _tables: &mut dyn TablesMut,
-        _range: Range,
-        _size: u64,
-        _how: Discard,
+        tables: &mut dyn TablesMut,
+        range: Range,
+        size: u64,
+        how: Discard,
     ) -> Result<Discarded> {
-        Err(OUTSIDE)
+        match &mut self.0 {
+            Some(blocks) if blocks.layout.has_parent => blocks.discard_sectors(tables, range, how),
+            Some(blocks) => blocks.discard_block(tables, range, size, how),
+            None => {
+                let (offset, len) = map::fixed(tables, range.pos, range.len)?;
+                Ok(Discarded::Zero { offset, len })
+            }
+        }
     }
 
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
@@ -161,7 +178,13 @@ impl Blocks {
     /// Takes a place for block `index`.
     fn take(&mut self, tables: &mut dyn TablesMut, index: u64) -> Result<Taken> {
         self.count_blocks(index);
-        let space = Space::look(&mut self.space, tables, &self.layout, self.blocks)?;
+        let space = Space::look(
+            &mut self.space,
+            tables,
+            &self.layout,
+            self.blocks,
+            self.freed_end,
+        )?;
         space.take(tables, &self.layout)
     }
 
@@ -197,7 +220,7 @@ impl Blocks {
             return Err(Error::malformed("VHD BAT entry changed under us", at));
         }
         let stored = tables.store_be32(at, entry.raw());
-        if stored.is_err() && is_still_none(tables, layout, index) {
+        if stored.is_err() && is_unchanged(tables, layout, index, BatEntry::NONE) {
             return stored;
         }
         if let Some(space) = &mut self.space {
@@ -221,16 +244,16 @@ impl Blocks {
     }
 }
 
-/// Whether a failed store left the BAT entry of block `index` as it was. If it did not, what is
-/// there is taken back as well as can be, and the answer is no: the page cache may have written it
-/// out already, so the block is lost.
-fn is_still_none(tables: &mut dyn TablesMut, layout: &Layout, index: u64) -> bool {
-    if matches!(layout.load_entry(tables, index), Ok(BatEntry::NONE)) {
+/// Whether a failed store left the BAT entry of block `index` as it was. If it did not, what is there
+/// is taken back as well as can be, and the answer is no: the page cache may have written it out
+/// already.
+fn is_unchanged(tables: &mut dyn TablesMut, layout: &Layout, index: u64, old: BatEntry) -> bool {
+    if layout.load_entry(tables, index) == Ok(old) {
         return true;
     }
     if let Ok(at) = layout.entry_at(index) {
         // A second failure has nobody to be told: the first one is reported.
-        let _ = tables.store_be32(at, BatEntry::NONE.raw());
+        let _ = tables.store_be32(at, old.raw());
     }
     false
 }

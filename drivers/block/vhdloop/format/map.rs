@@ -119,7 +119,7 @@ impl Map for VhdMap {
 
 /// Offset and length of a range of a fixed disk: what lies in front of the footer, wherever the file
 /// ends now.
-fn fixed(tables: &dyn Tables, pos: u64, len: u64) -> Result<(u64, u64)> {
+pub(super) fn fixed<T: Tables + ?Sized>(tables: &T, pos: u64, len: u64) -> Result<(u64, u64)> {
     let end = Place::end(tables.size()?).map_or(0, |footer| footer.at);
     let left = end.saturating_sub(pos) & !SECTOR_SIZE.wrapping_sub(1);
     if left == 0 {
@@ -129,7 +129,7 @@ fn fixed(tables: &dyn Tables, pos: u64, len: u64) -> Result<(u64, u64)> {
 }
 
 /// What the BAT and a bitmap say of the start of a guest range.
-enum Found {
+pub(super) enum Found {
     /// The block is not allocated.
     Unallocated,
     /// The first bytes of the range lie in a block.
@@ -143,7 +143,13 @@ enum Found {
     },
 }
 
-fn find(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Found> {
+/// Looks up the start of guest range `pos..pos + len`.
+pub(super) fn find<T: Tables + ?Sized>(
+    layout: &Layout,
+    tables: &T,
+    pos: u64,
+    len: u64,
+) -> Result<Found> {
     let index = layout.index(pos)?;
     let entry = layout.load_entry(tables, index)?;
     if entry.is_none() {
@@ -192,7 +198,12 @@ fn read(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Exte
 
 /// How many of the `len` bytes at `pos`, whose block is not allocated, lie in a run of blocks that
 /// are not.
-fn unallocated_len(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<u64> {
+pub(super) fn unallocated_len<T: Tables + ?Sized>(
+    layout: &Layout,
+    tables: &T,
+    pos: u64,
+    len: u64,
+) -> Result<u64> {
     let len = len.min(layout.limit().saturating_sub(pos));
     let mut found = layout.left_in_block(pos);
 

@@ -76,12 +76,13 @@ pub(super) struct Taken {
 
 impl Space {
     /// What is known, learned now if the file is not as it was left. `blocks` is how many the disk
-    /// has.
+    /// has; nothing is free in front of `taken_end`.
     pub(super) fn look<'a>(
         known: &'a mut Option<Self>,
         tables: &mut dyn TablesMut,
         layout: &Layout,
         blocks: u64,
+        taken_end: u64,
     ) -> Result<&'a mut Self> {
         let file_size = tables.size()?;
         if let Some(space) = known {
@@ -91,7 +92,7 @@ impl Space {
         }
         let space = match known.take() {
             Some(space) if space.file_size == file_size => space,
-            _ => Self::survey(tables, layout, blocks, file_size)?,
+            _ => Self::survey(tables, layout, blocks, taken_end, file_size)?,
         };
         Ok(known.insert(space))
     }
@@ -106,11 +107,13 @@ impl Space {
         tables: &mut dyn TablesMut,
         layout: &Layout,
         blocks: u64,
+        taken_end: u64,
         file_size: u64,
     ) -> Result<Self> {
         let scan = scan(tables, layout, blocks, file_size)?;
         let used = scan
             .end
+            .max(taken_end)
             .max(header::structures_end(tables, layout, file_size)?);
         footer::repair_front(tables, file_size)?;
 

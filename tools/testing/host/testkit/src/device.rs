@@ -5,10 +5,14 @@
 use std::rc::Rc;
 
 use loop_parser::contract::{
-    Allocate, Disk, Extent, Map, Placement, Range, Reservation, Reserved, Result, Tables, TablesMut,
+    Allocate, Discard, Discarded, Disk, Extent, Map, Placement, Range, Reservation, Reserved,
+    Result, Tables, TablesMut,
 };
 
 use crate::store::{Store, SECTOR};
+
+/// What space is full of that was given back.
+pub const FREED: u8 = 0xe7;
 
 /// A device with an image in memory.
 pub struct Device {
@@ -193,6 +197,50 @@ impl Device {
             len: data.len() as u64,
         };
         self.alloc.publish(&mut self.store, space, written)
+    }
+
+    /// Discards a guest range, or makes it zero.
+    pub fn discard(&mut self, pos: u64, len: u64, how: Discard) -> Result {
+        let mut done = 0;
+        while done < len {
+            done += self.discard_step(pos + done, len - done, how)?;
+        }
+        Ok(())
+    }
+
+    /// Does so with the start of a range. Panics if the answer breaks the contract.
+    fn discard_step(&mut self, pos: u64, len: u64, how: Discard) -> Result<u64> {
+        let range = Range { pos, len };
+        let discarded = self
+            .alloc
+            .discard(&mut self.store, range, self.disk.size, how)?;
+        match discarded {
+            Discarded::Done { len: got } => {
+                self.check_len(pos, len, got);
+                Ok(got)
+            }
+            Discarded::Zero { offset, len: got } => {
+                self.check_len(pos, len, got);
+                assert!(offset + got <= self.store.len(), "zeros past the file");
+                self.store.fill_data(offset, got, 0)?;
+                Ok(got)
+            }
+            Discarded::Freed {
+                len: got,
+                offset,
+                space,
+            } => {
+                self.check_len(pos, len, got);
+                assert_ne!(how, Discard::ZeroInPlace);
+                assert!(offset + space <= self.store.len(), "hole past the file");
+                if !self.is_careless {
+                    self.store.sync()?;
+                }
+                // A hole, but nobody may rely on that.
+                self.store.fill_data(offset, space, FREED)?;
+                Ok(got)
+            }
+        }
     }
 
     /// Gives a place back without having tried.

@@ -272,6 +272,11 @@ impl Store {
         self.write_or_fail(offset, bytes, SECTOR as usize)
     }
 
+    /// Fills guest data with one byte: subject to the same failures, but no sector is torn.
+    pub fn fill_data(&mut self, offset: u64, len: u64, byte: u8) -> Result {
+        self.fill_or_fail(offset, len, byte, SECTOR)
+    }
+
     fn copy_out(&self, offset: u64, buf: &mut [u8]) -> bool {
         let Some(end) = offset.checked_add(buf.len() as u64) else {
             return false;
@@ -357,6 +362,29 @@ impl Store {
         }
     }
 
+    /// Fills; if that is to fail half-way, a multiple of `unit` bytes.
+    fn fill_or_fail(&mut self, offset: u64, len: u64, byte: u8, unit: u64) -> Result {
+        self.check_bounds(offset, len)?;
+        let failure = self.failure(offset, len);
+        let part = match failure {
+            None => len,
+            Some(Failure::Half | Failure::Torn) => len / 2 / unit * unit,
+            Some(Failure::Nothing | Failure::GrowOnly) => return Err(ENOSPC),
+        };
+        self.note(|| Op::Fill {
+            offset,
+            len: part,
+            byte,
+        });
+        apply_fill(&mut self.sectors, offset, part, byte);
+        self.size = self.size.max(offset + part);
+        if failure.is_some() {
+            Err(ENOSPC)
+        } else {
+            Ok(())
+        }
+    }
+
     fn resize(&mut self, size: u64) {
         self.note(|| Op::Resize(size));
         self.put_size(size);
@@ -386,25 +414,7 @@ impl TablesMut for Store {
     }
 
     fn fill(&mut self, offset: u64, len: u64, byte: u8) -> Result {
-        self.check_bounds(offset, len)?;
-        let failure = self.failure(offset, len);
-        let part = match failure {
-            None => len,
-            Some(Failure::Half | Failure::Torn) => len / 2,
-            Some(Failure::Nothing | Failure::GrowOnly) => return Err(ENOSPC),
-        };
-        self.note(|| Op::Fill {
-            offset,
-            len: part,
-            byte,
-        });
-        apply_fill(&mut self.sectors, offset, part, byte);
-        self.size = self.size.max(offset + part);
-        if failure.is_some() {
-            Err(ENOSPC)
-        } else {
-            Ok(())
-        }
+        self.fill_or_fail(offset, len, byte, 1)
     }
 
     fn copy_sector(&mut self, from: u64, len: u64, to: u64) -> Result {

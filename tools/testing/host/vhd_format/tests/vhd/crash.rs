@@ -9,7 +9,7 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use loop_parser::contract::{Result, TablesMut};
+use loop_parser::contract::{Discard, Result, TablesMut};
 use testkit::{
     crash::{Replay, Survivors},
     device::{Begun, Device, Pending},
@@ -146,10 +146,11 @@ impl Guest {
             let after = self.rng.below(8);
             self.device.store.fail_after(after, failure);
         }
-        match self.rng.below(16) {
+        match self.rng.below(20) {
             0..=6 => self.write(),
             7..=12 => self.write_many(),
             13..=14 => self.flush(),
+            15..=18 => self.discard(),
             _ => self.device.trim().unwrap_or_else(|_| assert!(may_fail)),
         }
         self.device.store.never_fail();
@@ -180,8 +181,15 @@ impl Guest {
         self.rng.shuffle(&mut chosen);
         let count = 1 + self.rng.below(6) as usize;
         let mut begun = Vec::new();
-        for unit in chosen.into_iter().take(count) {
+        for &unit in chosen.iter().take(count) {
             begun.extend(self.begin_in(unit));
+        }
+        // Others are discarded meanwhile.
+        for &unit in chosen.iter().skip(count).take(2) {
+            if self.rng.one_in(3) {
+                let first = unit * self.unit_sectors;
+                self.discard_range(first, (self.sectors() - first).min(self.unit_sectors));
+            }
         }
         self.rng.shuffle(&mut begun);
         for (pending, first, contents) in begun {
@@ -192,6 +200,45 @@ impl Guest {
                 self.flush();
             }
         }
+    }
+
+    /// Discards something: sectors, or whole units.
+    fn discard(&mut self) {
+        let mut first = self.rng.below(self.sectors());
+        if self.rng.one_in(2) {
+            first -= first % self.unit_sectors;
+        }
+        let most = (self.sectors() - first).min(self.unit_sectors * 4);
+        let count = match self.rng.below(3) {
+            0 => most,
+            _ => 1 + self.rng.below(most),
+        };
+        self.discard_range(first, count);
+    }
+
+    fn discard_range(&mut self, first: u64, count: u64) {
+        let how = match self.rng.below(3) {
+            0 if self.device.disk.features.write_zeroes => Discard::Zero,
+            1 if self.device.disk.features.write_zeroes => Discard::ZeroInPlace,
+            _ => Discard::Forget,
+        };
+        let (pos, len) = (first * 512, count * 512);
+        let before = self.device.read(pos, len).unwrap();
+        let zeros = (0..count).map(|_| Rc::new([0; 512])).collect();
+        self.note(Event::Begin(first, zeros));
+        if self.device.discard(pos, len, how).is_err() {
+            return;
+        }
+        let after = self.device.read(pos, len).unwrap();
+        for (now, old) in after.chunks(512).zip(before.chunks(512)) {
+            let may_stay = how == Discard::Forget;
+            assert!(now == [0; 512] || (may_stay && now == old), "{how:?}");
+        }
+        let contents = after
+            .chunks(512)
+            .map(|it| Rc::new(it.try_into().unwrap()))
+            .collect();
+        self.note(Event::Done(first, contents));
     }
 
     /// Finishes the parts of a write, or gives some of them up. Says if all of it was written.
@@ -589,6 +636,19 @@ fn children() {
 #[should_panic(expected = "not one of")]
 fn early_bit_is_found() {
     let scenario = scenario("careless", &child());
+    for seed in 0..20 {
+        let mut guest = Guest::new(&scenario, seed);
+        guest.device.be_careless();
+        crash_guest(&scenario, guest, seed, &mut Tally::default());
+    }
+}
+
+/// So is one that punches a block whose entry may still be there after a power failure.
+#[test]
+#[should_panic(expected = "not one of")]
+fn early_hole_is_found() {
+    let blocks = [(3, Bits::Ones), (0, Bits::Ones), (7, Bits::Ones)];
+    let scenario = scenario("careless", &small().with_blocks(&blocks));
     for seed in 0..20 {
         let mut guest = Guest::new(&scenario, seed);
         guest.device.be_careless();

@@ -7,8 +7,8 @@
 use std::cell::{Cell, RefCell};
 
 use loop_parser::contract::{
-    Allocate, Extent, Map, Parent, Placement, Probe, Range, Reservation, Reserved, Result, Tables,
-    TablesMut,
+    Allocate, Discard, Discarded, Extent, Map, Parent, Placement, Probe, Range, Reservation,
+    Reserved, Result, Tables, TablesMut,
 };
 use proptest::prelude::*;
 use testkit::{
@@ -264,7 +264,55 @@ fn allocate(attached: &Attached, store: &mut Store) {
         }
         assert!(store.loads() - loads <= most, "too many loads");
     }
+    for (block, how) in HOWS {
+        let pos = block * 1024;
+        if pos < attached.disk.size {
+            discard(attached, &mut alloc, store, pos, how);
+        }
+    }
     let _ = alloc.close(store);
+}
+
+/// Some blocks, and ways to be rid of them.
+const HOWS: [(u64, Discard); 6] = [
+    (0, Discard::Forget),
+    (1, Discard::Forget),
+    (2, Discard::Zero),
+    (3, Discard::ZeroInPlace),
+    (4, Discard::Zero),
+    (40, Discard::Forget),
+];
+
+fn discard(
+    attached: &Attached,
+    alloc: &mut format::VhdAllocator,
+    store: &mut Store,
+    pos: u64,
+    how: Discard,
+) {
+    let metadata = metadata(store);
+    let size = attached.disk.size;
+    let len = (size - pos).min(1 << 20);
+    let loads = store.loads();
+    let got = match alloc.discard(store, Range { pos, len }, size, how) {
+        Ok(Discarded::Done { len }) => len,
+        Ok(
+            Discarded::Zero { offset, len }
+            | Discarded::Freed {
+                offset, space: len, ..
+            },
+        ) => {
+            assert!(offset + len <= store.len());
+            for (start, table_len) in metadata {
+                let is_apart = offset + len <= start || start + table_len <= offset;
+                assert!(attached.disk.variant == "fixed" || is_apart);
+            }
+            len
+        }
+        Err(_) => return,
+    };
+    assert!(got > 0, "nothing was done");
+    assert!(store.loads() - loads <= 132, "too many loads");
 }
 
 /// The range of all of a reservation.
@@ -353,7 +401,11 @@ proptest! {
     /// All stores and loads give anything at all, and so does the size.
     #[test]
     fn file_that_changes_at_every_look(seed in any::<u64>(), honest_loads in 0u64..200) {
-        let mut spec = Spec::dynamic(64 * 1024, 1024);
+        let mut spec = if seed % 2 == 0 {
+            Spec::dynamic(64 * 1024, 1024)
+        } else {
+            Spec::differencing(64 * 1024, 1024)
+        };
         spec.blocks = vec![(1, Bits::Ones), (3, Bits::Mixed(7))];
         let mut chaos = Chaos {
             store: spec.build().store,
@@ -376,6 +428,9 @@ proptest! {
                     let _ = alloc.publish(&mut chaos, &space, whole(&space));
                 }
             }
+            let how = [Discard::Forget, Discard::Zero, Discard::ZeroInPlace][block as usize % 3];
+            let range = Range { pos, len: 4096 };
+            let _ = alloc.discard(&mut chaos, range, 64 * 1024, how);
         }
         let _ = alloc.close(&mut chaos);
         prop_assert!(chaos.loads.get() < 100_000);
@@ -402,6 +457,9 @@ proptest! {
         let _ = alloc.reserve(&mut store, pos, len);
         alloc.release(&space);
         let _ = alloc.publish(&mut store, &space, Range { pos: written, len });
+        for how in [Discard::Forget, Discard::Zero, Discard::ZeroInPlace] {
+            let _ = alloc.discard(&mut store, Range { pos, len }, written, how);
+        }
         let _ = alloc.close(&mut store);
     }
 }

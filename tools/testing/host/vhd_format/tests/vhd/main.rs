@@ -13,6 +13,7 @@ mod clear_bits;
 mod crash;
 mod defects;
 mod differencing;
+mod discard;
 mod enospc;
 mod hostile;
 mod malformed;

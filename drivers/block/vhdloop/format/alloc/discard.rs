@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Giving back what the guest has no use for.
+
+use loop_parser::contract::{
+    Discard,
+    Discarded,
+    Range,
+    Result,
+    TablesMut, //
+};
+
+use super::{
+    super::{
+        layout::{
+            BatEntry,
+            Block, //
+        },
+        map::{
+            self,
+            Found, //
+        },
+        num::{
+            add,
+            NOT_SUPPORTED, //
+        },
+    },
+    is_unchanged,
+    Blocks, //
+};
+
+impl Blocks {
+    /// Dynamic images: gives back a block that is wholly covered, up to the end of a disk of `size`
+    /// bytes. Of another one the data is zeroed, under clear bits too, as QEMU would show it; bits
+    /// stay as they are.
+    pub(super) fn discard_block(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        range: Range,
+        size: u64,
+        how: Discard,
+    ) -> Result<Discarded> {
+        let Range { pos, len } = range;
+        let layout = &self.layout;
+        let index = layout.index(pos)?;
+        let entry = layout.load_entry(tables, index)?;
+        if entry.is_none() {
+            let len = map::unallocated_len(layout, tables, pos, len)?;
+            return Ok(Discarded::Done { len });
+        }
+        let block = layout.locate(entry, layout.entry_at(index)?, tables.size()?)?;
+        let (start, block_len) = layout.guest_range(pos);
+        let on_disk = block_len.min(size.saturating_sub(start));
+        if how != Discard::ZeroInPlace && pos == start && len >= on_disk {
+            self.free(tables, index, entry, &block)?;
+            return Ok(Discarded::Freed {
+                len: len.min(block_len),
+                offset: block.bitmap,
+                space: block.end.saturating_sub(block.bitmap),
+            });
+        }
+        Ok(Discarded::Zero {
+            offset: add(block.data, layout.within(pos), block.data)?,
+            len: len.min(layout.left_in_block(pos)),
+        })
+    }
+
+    /// Removes the entry of block `index`.
+    fn free(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        index: u64,
+        entry: BatEntry,
+        block: &Block,
+    ) -> Result {
+        let layout = &self.layout;
+        let at = layout.entry_at(index)?;
+        if let Err(error) = tables.store_be32(at, BatEntry::NONE.raw()) {
+            // Either way the block stays in use.
+            is_unchanged(tables, layout, index, entry);
+            return Err(error);
+        }
+        self.freed_end = self.freed_end.max(block.end);
+        if let Some(space) = &mut self.space {
+            space.missing = space.missing.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Differencing images: sectors that are the parent's stay so, the others are zeroed.
+    pub(super) fn discard_sectors(
+        &self,
+        tables: &mut dyn TablesMut,
+        range: Range,
+        how: Discard,
+    ) -> Result<Discarded> {
+        let Range { pos, len } = range;
+        let layout = &self.layout;
+        let len = match map::find(layout, tables, pos, len)? {
+            Found::Allocated {
+                offset,
+                len,
+                is_set: true,
+            } => return Ok(Discarded::Zero { offset, len }),
+            Found::Allocated { len, .. } => len,
+            Found::Unallocated => map::unallocated_len(layout, tables, pos, len)?,
+        };
+        if how == Discard::Forget {
+            Ok(Discarded::Done { len })
+        } else {
+            Err(NOT_SUPPORTED)
+        }
+    }
+}
