@@ -15,15 +15,15 @@
 //!
 //! - The locator code `Mac ` holds an alias record of Mac OS, which is no path: it is not looked at.
 //! - The time stamp of the parent is not compared: Windows records 0, XenServer when the file changed.
-//! - The batmap of tapdisk (one bit for "all bits of this block's bitmap are set") is never
-//!   consulted. It only saves looking at a bitmap, and its checksum does not notice a stale map.
-//!   It is not written either: a write never makes a full block less full. An encrypted image,
-//!   which shows in the batmap header, is refused.
+//! - The batmap of tapdisk (one bit for "all bits of this block's bitmap are set") is never written:
+//!   neither a write nor a discard makes a full block less full, and one that has become full is found
+//!   to be so in its bitmap. If its checksum is wrong it is not consulted either.
 //! - `saved_state`, `original_size` and the time stamps are ignored.
 
 #![forbid(unsafe_code)]
 
 mod alloc;
+mod batmap;
 mod bitmap;
 mod checksum;
 mod footer;
@@ -124,9 +124,9 @@ fn attach_blocks(
     writable: bool,
 ) -> Result<Attached> {
     let header = header::load(tables, chosen, file_size)?;
-    let layout = header.layout;
+    let mut layout = header.layout;
     let size = size::of_dynamic(chosen, rule, &layout)?;
-    header::refuse_encrypted(tables, &layout, file_size)?;
+    layout.batmap = batmap::load(tables, &layout, &chosen.footer, file_size)?;
     let parent = match chosen.footer.kind {
         Kind::Differencing => Some(VhdParent::new(chosen, &header)?),
         _ => None,

@@ -161,7 +161,9 @@ impl Blocks {
         let entry = layout.load_entry(tables, index)?;
         if !entry.is_none() {
             let block = layout.locate(entry, layout.entry_at(index)?, tables.size()?)?;
-            chunk::make_ready(tables, layout, &block, pos)?;
+            if !layout.is_full(tables, index)? {
+                chunk::make_ready(tables, layout, &block, pos)?;
+            }
             return Ok(Reserved::Ready);
         }
         let (pos, len) = layout.guest_range(pos);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The checksum of footers and headers: the one's complement of a sum of bytes.
+//! The checksum of footers, headers and batmaps: the one's complement of a sum of bytes.
 
 use loop_parser::contract::{
     Result,
@@ -14,14 +14,38 @@ const PIECE: usize = 128;
 
 /// Sum of `bytes`.
 pub(super) fn sum(bytes: &[u8]) -> u32 {
+    sum_by(bytes, unsigned)
+}
+
+fn sum_by(bytes: &[u8], value: fn(u8) -> u32) -> u32 {
     bytes
         .iter()
-        .fold(0, |sum, &byte| sum.wrapping_add(u32::from(byte)))
+        .fold(0, |sum, &byte| sum.wrapping_add(value(byte)))
+}
+
+/// What a byte adds to a sum.
+pub(super) fn unsigned(byte: u8) -> u32 {
+    u32::from(byte)
+}
+
+/// What a byte adds to a sum of signed bytes.
+pub(super) fn signed(byte: u8) -> u32 {
+    u32::from(byte).wrapping_sub(if byte < 0x80 { 0 } else { 0x100 })
 }
 
 /// Sum of the `len` bytes at host offset `at`.
-#[inline(never)]
 pub(super) fn sum_at<T: Tables + ?Sized>(tables: &T, at: u64, len: u64) -> Result<u32> {
+    sum_at_by(tables, at, len, unsigned)
+}
+
+/// Sum of what each of the `len` bytes at host offset `at` adds to it.
+#[inline(never)]
+pub(super) fn sum_at_by<T: Tables + ?Sized>(
+    tables: &T,
+    at: u64,
+    len: u64,
+    value: fn(u8) -> u32,
+) -> Result<u32> {
     let mut buffer = [0; PIECE];
     let mut total = 0u32;
     let mut done = 0u64;
@@ -32,7 +56,7 @@ pub(super) fn sum_at<T: Tables + ?Sized>(tables: &T, at: u64, len: u64) -> Resul
             break;
         };
         tables.load(add(at, done, at)?, piece)?;
-        total = total.wrapping_add(sum(piece));
+        total = total.wrapping_add(sum_by(piece, value));
         // A piece is at most 128 bytes, so that the fallback is never taken.
         done = done.saturating_add(u64::try_from(piece.len()).unwrap_or(len));
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The dynamic header ("Dynamic Disk Header Format"), and what tapdisk puts behind the BAT.
+//! The dynamic header ("Dynamic Disk Header Format").
 
 use loop_parser::contract::{
     Error,
@@ -12,6 +12,7 @@ use loop_parser::contract::{
 };
 
 use super::{
+    batmap,
     checksum,
     footer::{
         Chosen,
@@ -73,6 +74,7 @@ pub(super) fn load<T: Tables + ?Sized>(
         block_shift,
         may_have_batmap: chosen.footer.creator == CREATOR_TAPDISK
             && chosen.footer.creator_version >= TAPDISK_1_1,
+        batmap: None,
         has_parent: chosen.footer.kind == Kind::Differencing,
     };
     Ok(Header {
@@ -181,42 +183,6 @@ fn table_bounds(
     Ok(table)
 }
 
-/// Looks for tapdisk's batmap header in the sector behind the BAT.
-fn batmap<T: Tables + ?Sized>(
-    tables: &T,
-    layout: &Layout,
-    file_size: u64,
-) -> Result<Option<(u64, BatmapHeader)>> {
-    if !layout.may_have_batmap {
-        return Ok(None);
-    }
-    let at = layout.batmap_header_at()?;
-    if add(at, BATMAP_HEADER_LEN, at)? > file_size {
-        return Ok(None);
-    }
-    let header: BatmapHeader = num::load(tables, at)?;
-    Ok((header.cookie == BATMAP_COOKIE).then_some((at, header)))
-}
-
-/// Refuses an image whose data is encrypted.
-///
-/// # Errors
-///
-/// [`Error::Unsupported`] if tapdisk's batmap header says so.
-pub(super) fn refuse_encrypted<T: Tables + ?Sized>(
-    tables: &T,
-    layout: &Layout,
-    file_size: u64,
-) -> Result {
-    match batmap(tables, layout, file_size)? {
-        Some((at, header)) if header.keyhash == KEYHASH_ENCRYPTED => Err(Error::unsupported(
-            "encrypted VHD (tapdisk)",
-            at.saturating_add(BATMAP_KEYHASH),
-        )),
-        _ => Ok(()),
-    }
-}
-
 /// End of the highest header-level structure: footer copy, header, BAT, batmap, locators.
 ///
 /// # Errors
@@ -228,19 +194,9 @@ pub(super) fn structures_end<T: Tables + ?Sized>(
     layout: &Layout,
     file_size: u64,
 ) -> Result<u64> {
-    let mut end = layout.headers_end()?;
-
-    if let Some((at, header)) = batmap(tables, layout, file_size)? {
-        let len = mul(u64::from(header.batmap_size.get()), SECTOR_SIZE, at)?;
-        let map = Region::new(header.batmap_offset.get(), len, at)?;
-        end = end.max(map.end).max(add(at, BATMAP_HEADER_LEN, at)?);
-        if end > file_size {
-            return Err(Error::malformed(
-                "VHD batmap lies past the end of the file",
-                at,
-            ));
-        }
-    }
+    let mut end = layout
+        .headers_end()?
+        .max(batmap::end(tables, layout, file_size)?);
     for index in 0..LOCATORS {
         end = end.max(locator_end(tables, layout, index, file_size)?);
     }

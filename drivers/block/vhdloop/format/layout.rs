@@ -10,6 +10,7 @@ use loop_parser::contract::{
 };
 
 use super::{
+    batmap::Batmap,
     num::{
         add,
         align_up,
@@ -109,6 +110,8 @@ pub(super) struct Layout {
     pub(super) block_shift: u8,
     /// The creator is tapdisk 1.1 or later: there may be a batmap behind the BAT.
     pub(super) may_have_batmap: bool,
+    /// The batmap, if there is one to be trusted.
+    pub(super) batmap: Option<Batmap>,
     /// A differencing image: what it does not have itself is its parent's, not zero.
     pub(super) has_parent: bool,
 }
@@ -243,6 +246,15 @@ impl Layout {
         }
         // INVARIANT: just checked.
         Ok(Block { bitmap, data, end })
+    }
+
+    /// Whether the batmap says that all sectors of block `index` are present, if it is allocated. Then
+    /// its bitmap is not looked at.
+    pub(super) fn is_full<T: Tables + ?Sized>(&self, tables: &T, index: u64) -> Result<bool> {
+        match &self.batmap {
+            Some(batmap) => batmap.is_full(tables, index),
+            None => Ok(false),
+        }
     }
 
     /// Where tapdisk puts the batmap header: in the first sector behind the BAT.

@@ -175,6 +175,12 @@ pub(super) fn run_at<T: Tables + ?Sized>(
     len: u64,
 ) -> Result<Run> {
     let max = len.min(layout.left_in_block(pos)) / SECTOR_SIZE;
+    if layout.is_full(tables, layout.index(pos)?)? {
+        return Ok(Run {
+            is_set: true,
+            sectors: max.max(1),
+        });
+    }
     let first = layout.within(pos) / SECTOR_SIZE;
     bitmap::run(tables, block.bitmap, first, max)
 }

@@ -209,9 +209,9 @@ pub(super) struct BatmapHeader {
     pub(super) batmap_offset: U64,
     /// Sectors in the map. (16)
     pub(super) batmap_size: U32,
-    /// 1.1 or 1.2. (20)
+    /// [`BATMAP_1_1`] or [`BATMAP_1_2`]. (20)
     pub(super) version: U32,
-    /// Of the map. (24)
+    /// One's complement of a sum over the start of the map. (24)
     pub(super) checksum: U32,
     /// Set by tools. (28)
     pub(super) marker: u8,
@@ -221,5 +221,9 @@ pub(super) struct BatmapHeader {
 
 /// Offset of [`BatmapHeader::keyhash`] in the batmap header.
 pub(super) const BATMAP_KEYHASH: u64 = 29;
+/// [`BatmapHeader::version`] 1.1: the checksum adds signed bytes.
+pub(super) const BATMAP_1_1: u32 = 0x0001_0001;
+/// [`BatmapHeader::version`] 1.2.
+pub(super) const BATMAP_1_2: u32 = 0x0001_0002;
 /// [`BatmapHeader::keyhash`] of an encrypted image.
 pub(super) const KEYHASH_ENCRYPTED: u8 = 1;

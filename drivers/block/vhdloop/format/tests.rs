@@ -170,6 +170,7 @@ fn layout() -> Layout {
         entries: 4,
         block_shift: 10,
         may_have_batmap: false,
+        batmap: None,
         has_parent: false,
     }
 }

@@ -54,9 +54,20 @@ impl Blocks {
     }
 
     /// The block of `pos`. A new one has no bits set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] if there is none, and the batmap says that it is full: with it all of a
+    /// new block would hide the parent.
     fn block_of(&mut self, tables: &mut dyn TablesMut, pos: u64) -> Result<Block> {
         let index = self.layout.index(pos)?;
         if self.layout.load_entry(tables, index)?.is_none() {
+            if self.layout.is_full(tables, index)? {
+                return Err(Error::malformed(
+                    "VHD batmap says that a block is full that is not there",
+                    self.layout.entry_at(index)?,
+                ));
+            }
             let data = self.take(tables, index)?.data;
             if let Err(error) = self.point(tables, index, data) {
                 self.release(data);

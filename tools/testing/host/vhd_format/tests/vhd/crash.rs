@@ -365,6 +365,16 @@ fn child_scenarios() -> Vec<Scenario> {
             }),
         ),
         scenario(
+            "child of tapdisk",
+            &with(|it| {
+                it.aligned = true;
+                it.batmap = Some((1, false));
+                it.full = vec![0];
+                it.creator = *b"tap\0";
+                it.creator_version = 0x0001_0003;
+            }),
+        ),
+        scenario(
             "child, blocks of a sector",
             &Spec::differencing(100 * 512, 512),
         ),

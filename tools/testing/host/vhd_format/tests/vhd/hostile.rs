@@ -138,6 +138,7 @@ fn spec() -> impl Strategy<Value = Spec> {
         if is_tapdisk {
             spec = spec.by(b"tap\0", 0x0001_0003);
             spec.batmap = Some((1, false));
+            spec.full = vec![1, 3, 5, 63];
         }
         spec.end = [End::Footer, End::Short, End::Missing, End::Damaged][end as usize];
         // One good footer there has to be.

@@ -69,6 +69,10 @@ pub struct Spec {
     pub aligned: bool,
     /// tapdisk's batmap: of this many sectors, encrypted or not.
     pub batmap: Option<(u32, bool)>,
+    /// Version of the batmap.
+    pub batmap_version: u32,
+    /// Blocks that it says are full.
+    pub full: Vec<u32>,
     /// Sectors of zeros in front of the footer (7 in Windows 10 images).
     pub gap: u64,
     /// The copy at 0 is good.
@@ -96,6 +100,8 @@ impl Spec {
             blocks: Vec::new(),
             aligned: false,
             batmap: None,
+            batmap_version: 0x0001_0002,
+            full: Vec::new(),
             gap: 0,
             front: true,
             end: End::Footer,
@@ -253,11 +259,25 @@ impl Image {
         put(&mut header, 0, b"tdbatmap");
         put(&mut header, 8, &(at + 512).to_be_bytes());
         put(&mut header, 16, &sectors.to_be_bytes());
-        put(&mut header, 20, &0x0001_0002u32.to_be_bytes());
-        put(&mut header, 24, &0xffff_ffffu32.to_be_bytes());
+        put(&mut header, 20, &self.spec.batmap_version.to_be_bytes());
+        let mut map = vec![0; sectors as usize * 512];
+        for block in &self.spec.full {
+            map[*block as usize / 8] |= 0x80 >> (block % 8);
+        }
+        let summed = (self.spec.size >> 24).div_ceil(512).max(1) as usize * 512;
+        let is_signed = self.spec.batmap_version == 0x0001_0001;
+        let sum = map.iter().take(summed).fold(0u32, |sum, &byte| {
+            let value = if is_signed {
+                i32::from(byte as i8) as u32
+            } else {
+                u32::from(byte)
+            };
+            sum.wrapping_add(value)
+        });
+        put(&mut header, 24, &(!sum).to_be_bytes());
         header[29] = u8::from(encrypted);
         self.store.put(at, &header);
-        self.store.put(at + 512, &vec![0; sectors as usize * 512]);
+        self.store.put(at + 512, &map);
     }
 
     /// End of the BAT in whole sectors.

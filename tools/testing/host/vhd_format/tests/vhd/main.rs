@@ -9,6 +9,7 @@ mod reader;
 
 mod alloc;
 mod attach;
+mod batmap;
 mod clear_bits;
 mod crash;
 mod defects;
