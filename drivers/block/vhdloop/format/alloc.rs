@@ -21,8 +21,7 @@
 //!   so the entry is stored as soon as the block is there.
 //!
 //! - A block is given back by its BAT entry; that is durable before the driver punches the block. Its
-//!   place is not used again in this session, as requests may still be on their way to it. In a later
-//!   one it is space that holds old bytes; in a file it lies in front of the footer and stays a hole.
+//!   place is not used again, as requests may still be on their way to it: it stays a hole.
 //!
 //! State is a handful of cursors ([`space::Space`]); whatever they say of the file is looked up
 //! again when the file is not as they left it.
@@ -69,7 +68,8 @@ struct Blocks {
     layout: Layout,
     /// Number of blocks that the disk is known to have.
     blocks: u64,
-    /// End of the highest block that was given back. Up to here nothing is free.
+    /// End of the highest block that was given back. Up to here nothing is free, even if the file ends
+    /// without a footer.
     freed_end: u64,
     /// Learned at the first allocation.
     space: Option<Space>,

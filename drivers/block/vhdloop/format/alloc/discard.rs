@@ -14,7 +14,8 @@ use super::{
     super::{
         layout::{
             BatEntry,
-            Block, //
+            Block,
+            MAX_DISK_SIZE, //
         },
         map::{
             self,
@@ -26,13 +27,14 @@ use super::{
         },
     },
     is_unchanged,
+    space::stride,
     Blocks, //
 };
 
 impl Blocks {
     /// Dynamic images: gives back a block that is wholly covered, up to the end of a disk of `size`
-    /// bytes. Of another one the data is zeroed, under clear bits too, as QEMU would show it; bits
-    /// stay as they are.
+    /// bytes, if its place will not be missed. Of another one the data is zeroed, under clear bits
+    /// too, as QEMU would show it; bits stay as they are.
     pub(super) fn discard_block(
         &mut self,
         tables: &mut dyn TablesMut,
@@ -51,7 +53,8 @@ impl Blocks {
         let block = layout.locate(entry, layout.entry_at(index)?, tables.size()?)?;
         let (start, block_len) = layout.guest_range(pos);
         let on_disk = block_len.min(size.saturating_sub(start));
-        if how != Discard::ZeroInPlace && pos == start && len >= on_disk {
+        let is_whole = pos == start && len >= on_disk;
+        if is_whole && how != Discard::ZeroInPlace && self.can_lose_places(tables)? {
             self.free(tables, index, entry, &block)?;
             return Ok(Discarded::Freed {
                 len: len.min(block_len),
@@ -63,6 +66,16 @@ impl Blocks {
             offset: add(block.data, layout.within(pos), block.data)?,
             len: len.min(layout.left_in_block(pos)),
         })
+    }
+
+    /// Whether a place that is not used again will not be missed: no write may ever fail because of a
+    /// discard. A block device has no more room than it has. A file has, as long as there are sector
+    /// numbers left for all of the disk.
+    fn can_lose_places(&self, tables: &mut dyn TablesMut) -> Result<bool> {
+        let places = self.blocks.saturating_add(1);
+        let disk = places.saturating_mul(stride(&self.layout));
+        let end = tables.size()?.saturating_add(disk);
+        Ok(tables.can_grow() && end <= MAX_DISK_SIZE)
     }
 
     /// Removes the entry of block `index`.

@@ -185,9 +185,15 @@ fn old_footer(used: u64, file_size: u64) -> Region {
 /// Places for blocks from `floor` on: their data is aligned, their bitmaps lie in front of it.
 fn slots(layout: &Layout, floor: u64) -> Result<Slots> {
     let data = align_up(add(floor, layout.bitmap_len(), floor)?, DATA_ALIGN, floor)?;
-    let len = add(layout.bitmap_len(), layout.block_size(), floor)?;
-    let stride = align_up(len, DATA_ALIGN, floor)?;
-    Ok(Slots::new(data.saturating_sub(layout.bitmap_len()), stride))
+    let first = data.saturating_sub(layout.bitmap_len());
+    Ok(Slots::new(first, stride(layout)))
+}
+
+/// Bytes that a place takes, with what aligns it.
+pub(super) fn stride(layout: &Layout) -> u64 {
+    // Less than 2^32: nothing saturates.
+    let len = layout.bitmap_len().saturating_add(layout.block_size());
+    len.next_multiple_of(DATA_ALIGN)
 }
 
 /// Makes the footer in a device's last sector good. `used` is the end of what must not be

@@ -231,28 +231,20 @@ fn qemu_sees_zeros() {
 /// A place that was given back is not used again, as requests may be on their way to it.
 #[test]
 fn places_are_not_used_again() {
-    for (end, is_device) in [
-        (End::Footer, false),
-        (End::Missing, false),
-        (End::Short, false),
-        (End::Footer, true),
-    ] {
+    for end in [End::Footer, End::Missing, End::Short] {
         let mut spec = dynamic();
         spec.end = end;
-        let image = spec.build();
-        let mut store = image.store.clone();
-        if is_device {
-            store = store.into_device(MIB, 0x5a);
-        }
-        let mut device = open(store).unwrap();
+        let mut device = open(spec.build().store).unwrap();
         let mut freed: Vec<u64> = Vec::new();
         let free = |device: &mut Device, freed: &mut Vec<u64>, block: u64| {
             let entry = device.store.get_be32(1536 + 4 * block);
-            device.discard(block * BLOCK, BLOCK, Discard::Zero).unwrap();
+            let len = BLOCK.min(device.disk.size - block * BLOCK);
+            device.discard(block * BLOCK, len, Discard::Zero).unwrap();
             freed.push(u64::from(entry) * 512);
         };
         // Before anything is known of free space, and after.
         free(&mut device, &mut freed, 1);
+        free(&mut device, &mut freed, 15);
         free(&mut device, &mut freed, 2);
         for round in 0..3 {
             for block in 3..10 {
@@ -271,16 +263,54 @@ fn places_are_not_used_again() {
     }
 }
 
-/// The highest block of a device is given back; after the next attach its place is free space, full
-/// of old bytes like all of it.
+/// A block device has no other place for the block when it is written to again: it keeps the one it
+/// has, however often that happens.
 #[test]
-fn places_are_blanked_in_a_later_session() {
+fn blocks_on_a_device_keep_their_places() {
+    let spec = Spec::dynamic(16 * BLOCK, 4096);
+    let size = spec.build().store.len().next_multiple_of(4096) + 17 * 8192;
+    let mut device = open(spec.build().store.into_device(size, 0x5a)).unwrap();
+    for round in 0..20 {
+        for block in 0..16 {
+            device.write(block * BLOCK, &sector(round)).unwrap();
+        }
+        let how = ALL[round as usize % 3];
+        device.discard(0, 16 * BLOCK, how).unwrap();
+        let disk = device.read(0, 16 * BLOCK).unwrap();
+        assert!(disk.iter().all(|it| *it == 0));
+        assert_sound(&device.store);
+    }
+    assert_ne!(device.store.get_be32(1536), u32::MAX);
+}
+
+/// Nor has a file one, where there are not enough sector numbers left for the whole disk.
+#[test]
+fn blocks_at_the_end_of_the_format_keep_their_places() {
+    const TIB: u64 = 1 << 40;
+    let spec = Spec::dynamic(TIB, 1 << 21).with_blocks(&[(3, Bits::Ones)]);
+    let pos = 3 << 21;
+    // The BAT has half a million entries: each place takes 2 MiB and 4 KiB.
+    let most = 2 * TIB - (TIB / (1 << 21) + 1) * ((1 << 21) + 4096);
+    for (len, is_freed) in [(most, true), (most + 512, false)] {
+        let mut image = spec.build();
+        image.store.put(image.end_at, &[0; 512]);
+        image.store.put(len - 512, &spec.footer());
+        let got = answer(&mut image.store, pos, 1 << 21, Discard::Forget).unwrap();
+        assert_eq!(matches!(got, Discarded::Freed { .. }), is_freed);
+        assert_eq!(matches!(got, Discarded::Zero { .. }), !is_freed);
+    }
+}
+
+/// Another program has given back the highest block of a device: its place is free space, full of old
+/// bytes like all of it.
+#[test]
+fn places_that_others_gave_back_are_blanked() {
     let spec = dynamic();
     let store = spec.build().store.into_device(MIB, 0x5a);
     let mut device = open(store).unwrap();
     let data = allocate(&mut device, 9, BLOCK);
-    device.discard(9 * BLOCK, BLOCK, Discard::Forget).unwrap();
-    let store = device.close().unwrap();
+    let mut store = device.close().unwrap();
+    store.put(1536 + 4 * 9, &[0xff; 4]);
 
     let mut device = open(store).unwrap();
     device.store.record();
