@@ -2,13 +2,17 @@
 
 //! Making room on a block device, which does not grow and is full of old bytes.
 
-use testkit::store::{Store, ENOSPC};
+use loop_parser::contract::Discard;
+use testkit::{
+    device::Device,
+    store::{Store, ENOSPC},
+};
 
 use crate::{
     alloc::{allocate, assert_sound, begin, describe, sector, BLOCK, MIB},
     image::{Bits, End, Spec},
-    open,
-    reader::Reader,
+    open, open_over,
+    reader::{end_footer, Reader},
 };
 
 fn device_image(spec: &Spec, size: u64) -> Store {
@@ -149,4 +153,118 @@ fn structures_behind_the_blocks_are_not_overwritten() {
         assert!((end + 512..end + 8192).contains(&data), "{data} {end}");
         assert_sound(&device.store);
     }
+}
+
+/// Where the footer can be on a volume.
+#[derive(Clone, Copy, Debug)]
+enum Footer {
+    /// In the last sector, as XenServer has it.
+    Last,
+    /// Behind the last block, after a plain dd of a file.
+    Middle,
+    /// Nowhere but at 0.
+    Front,
+    /// In the last sector there is that of an image which was on the volume before.
+    Stale,
+}
+
+fn volume(spec: &Spec, footer: Footer, size: u64) -> Store {
+    let mut spec = spec.clone();
+    spec.end = match footer {
+        Footer::Middle => End::Footer,
+        _ => End::Missing,
+    };
+    let mut store = device_image(&spec, size);
+    match footer {
+        Footer::Last => store.put(size - 512, &spec.footer()),
+        Footer::Stale => store.put(size - 512, &Spec::fixed(size - 512).footer()),
+        Footer::Middle | Footer::Front => {}
+    }
+    store
+}
+
+/// Blocks in a volume of 1 MiB, each with 4 KiB of data at a multiple of that.
+fn open_volume(spec: &Spec, store: Store) -> Device {
+    if spec.disk_type == 3 {
+        return open(store).unwrap();
+    }
+    let parent = open(Spec::fixed(2 * MIB).build().store).unwrap();
+    open_over(store, parent).unwrap()
+}
+
+/// Wherever the footer was: nothing changes before the first write, the disk grows into free space up
+/// to the footer's home in the last sector, and no further.
+#[test]
+fn volumes_are_filled() {
+    for base in [Spec::dynamic, Spec::differencing] {
+        let mut spec = base(2 * MIB, 4096).with_blocks(&[(1, Bits::Ones), (7, Bits::Mixed(3))]);
+        // Room for the BAT to grow.
+        spec.entries = Some(1000);
+        for footer in [Footer::Last, Footer::Middle, Footer::Front, Footer::Stale] {
+            let store = volume(&spec, footer, MIB);
+            let before = store.to_vec();
+            let mut device = open_volume(&spec, store);
+            let mut shadow = device.read(0, 2 * MIB).unwrap();
+            device.trim().unwrap();
+            assert!(device.store.to_vec() == before, "{footer:?}");
+            fill_volume(&mut device, &mut shadow);
+            let store = device.close().unwrap();
+            assert_eq!(store.len(), MIB);
+            assert_sound(&store);
+            let mut device = open_volume(&spec, store);
+            assert!(device.read(0, 2 * MIB).unwrap() == shadow);
+
+            // A device that is full stays so.
+            device
+                .discard(100 * BLOCK, 10 * BLOCK, Discard::Forget)
+                .unwrap();
+            let end = 100 * BLOCK as usize;
+            let range = end..end + 10 * BLOCK as usize;
+            if spec.disk_type == 3 {
+                shadow[range].fill(0);
+            } else {
+                shadow[range].copy_from_slice(&device.read(100 * BLOCK, 10 * BLOCK).unwrap());
+            }
+            assert_eq!(device.write(511 * BLOCK, &sector(1)), Err(ENOSPC));
+            assert!(device.read(0, 2 * MIB).unwrap() == shadow);
+            assert_sound(&device.close().unwrap());
+        }
+    }
+}
+
+/// Writes to blocks until there is no room.
+fn fill_volume(device: &mut Device, shadow: &mut [u8]) {
+    let mut written = 0;
+    for block in 8..512 {
+        let pos = block * BLOCK + 1024;
+        match device.write(pos, &sector(block)) {
+            Ok(()) => {
+                shadow[pos as usize..][..512].copy_from_slice(&sector(block));
+                written += 1;
+            }
+            Err(error) => assert_eq!(error, ENOSPC),
+        }
+        assert!(end_footer(&device.store).is_some());
+    }
+    // Of 1 MiB, 8 KiB for each.
+    assert!((124..=127).contains(&written), "{written}");
+    assert!(device.read(0, 2 * MIB).unwrap() == shadow);
+}
+
+/// A fixed disk fills its volume up to the footer in the last sector.
+#[test]
+fn fixed_disk_on_a_volume() {
+    let spec = Spec::fixed(MIB - 512);
+    let mut device = open(device_image(&spec, MIB)).unwrap();
+    device.write(0, &vec![7; MIB as usize - 512]).unwrap();
+    for how in [Discard::Forget, Discard::Zero, Discard::ZeroInPlace] {
+        device.discard(MIB / 2, MIB / 2 - 512, how).unwrap();
+    }
+    let store = device.close().unwrap();
+    assert_eq!(store.get(MIB - 512, 512), spec.footer());
+    assert_eq!(store.get(MIB / 2 - 512, 512), [7; 512]);
+    assert!(store
+        .get(MIB / 2, MIB as usize / 2 - 512)
+        .iter()
+        .all(|it| *it == 0));
 }
