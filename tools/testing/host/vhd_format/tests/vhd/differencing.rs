@@ -2,7 +2,7 @@
 
 //! Differencing images: what is read from where, and what a write changes.
 
-use loop_parser::contract::{Extent, Placement};
+use loop_parser::contract::{Allocate, Extent, Placement, Range, Reservation, Reserved};
 use proptest::prelude::*;
 use testkit::{
     device::{Begun, Device, Pending},
@@ -11,7 +11,7 @@ use testkit::{
 
 use crate::{
     alloc::{assert_sound, describe, sector, BLOCK, MIB},
-    class,
+    attach, class,
     image::{pattern, Bits, End, Spec},
     open, open_over,
     reader::{faults, Reader},
@@ -191,6 +191,44 @@ fn first_writers_of_one_block() {
             assert_sound(&device.store);
         }
     }
+}
+
+/// Less was written than there was space for: no other bit is set, and the rest can be had again.
+#[test]
+fn part_of_a_reservation() {
+    let mut store = Spec::differencing(4 * BLOCK, 4096).build().store;
+    let mut alloc = attach(&store).unwrap().alloc;
+    let reserved = alloc.reserve(&mut store, 512, 3072).unwrap();
+    let Reserved::Space(space) = reserved else {
+        panic!("{reserved:?}");
+    };
+    assert_eq!((space.pos, space.len, space.granule), (512, 3072, 512));
+    assert!(space.sync_before_publish);
+    for (pos, len, is_right) in [
+        (512, 3584, false),
+        (0, 512, false),
+        (1024, 256, false),
+        (1100, 512, false),
+        (3584, 512, false),
+        (1024, u64::MAX, false),
+        (u64::MAX - 511, 512, false),
+        (1024, 1024, true),
+        (3072, 512, true),
+    ] {
+        let written = Range { pos, len };
+        let result = alloc.publish(&mut store, &space, written);
+        assert_eq!(result.is_ok(), is_right, "{pos} {len}");
+    }
+    let mut expected = vec![false; 32];
+    for sector in [2, 3, 6] {
+        expected[sector] = true;
+    }
+    assert_eq!(own(&store, 32), expected);
+    alloc.release(&space);
+    let again = alloc.reserve(&mut store, 512, 3072).unwrap();
+    assert_eq!(again, Reserved::Space(Reservation { len: 512, ..space }));
+    let ready = alloc.reserve(&mut store, 1024, 512);
+    assert_eq!(ready, Ok(Reserved::Ready));
 }
 
 /// The second of two writers of the same sector finds it allocated.

@@ -2,6 +2,7 @@
 
 //! No space left: reported, harmless, and over once there is room.
 
+use loop_parser::contract::Discard;
 use testkit::{
     device::Device,
     store::{Failure, Store, ENOSPC},
@@ -9,9 +10,10 @@ use testkit::{
 };
 
 use crate::{
+    disk_of,
     image::{pattern, Bits, End, Spec},
-    open,
-    reader::{end_footer, faults, front_footer, Reader},
+    open_layers,
+    reader::{end_footer, faults, front_footer},
 };
 
 const BLOCK: u64 = 4096;
@@ -26,6 +28,9 @@ const WRITES: [(u64, u64); 7] = [
     (100, 9),
     (41, 1),
 ];
+
+/// Discards of blocks and of parts of them, in the same form.
+const DISCARDS: [(u64, u64); 3] = [(40, 8), (0, 30), (66, 5)];
 
 fn specs() -> Vec<Spec> {
     let blocks = [(3, Bits::Mixed(1)), (0, Bits::Zeros), (8, Bits::Ones)];
@@ -46,6 +51,15 @@ fn specs() -> Vec<Spec> {
         aligned: true,
         ..base
     });
+    let children: Vec<Spec> = specs
+        .iter()
+        .map(|spec| Spec {
+            disk_type: 4,
+            unique_id: *b"id of the child!",
+            ..spec.clone()
+        })
+        .collect();
+    specs.extend(children);
     specs
 }
 
@@ -58,8 +72,8 @@ fn content(first: u64, count: u64, version: u64) -> Vec<u8> {
 /// The image is as good as it was: it can be attached, and shows what it should.
 fn check(store: &Store, shadow: &[u8], torn: Option<(u64, &[u8])>, what: &str) {
     assert_eq!(faults(store), [""; 0], "{what}");
-    let disk = Reader::open(store).unwrap().disk();
-    let device = open(store.clone()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    let disk = disk_of(store);
+    let device = open_layers(store.clone()).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     assert!(device.read(0, device.disk.size).unwrap() == disk, "{what}");
     for (i, (now, old)) in disk.chunks(512).zip(shadow.chunks(512)).enumerate() {
         let new = torn.and_then(|(first, new)| {
@@ -74,9 +88,9 @@ fn check(store: &Store, shadow: &[u8], torn: Option<(u64, &[u8])>, what: &str) {
 /// whether store `n` existed.
 fn run(spec: &Spec, start: &Store, n: u64, failure: Failure) -> (Store, bool) {
     let what = format!("{:?} {:?} store {n} {failure:?}", spec.end, spec.front);
-    let mut shadow = Reader::open(start).unwrap().disk();
+    let mut shadow = disk_of(start);
     let had_end = end_footer(start).is_some();
-    let mut device = open(start.clone()).unwrap();
+    let mut device = open_layers(start.clone()).unwrap();
     device.store.fail_after(n, failure);
 
     for (version, (first, count)) in (50..).zip(WRITES) {
@@ -90,6 +104,7 @@ fn run(spec: &Spec, start: &Store, n: u64, failure: Failure) -> (Store, bool) {
         shadow[(first * 512) as usize..][..data.len()].copy_from_slice(&data);
         check(&device.store, &shadow, None, &what);
     }
+    discard(&mut device, &mut shadow, &what);
     if let Err(error) = device.trim() {
         assert_eq!(error, ENOSPC, "{what}");
         check(&device.store, &shadow, None, &what);
@@ -102,6 +117,27 @@ fn run(spec: &Spec, start: &Store, n: u64, failure: Failure) -> (Store, bool) {
     }
     let happened = !device.store.is_failure_due();
     (device.store, happened)
+}
+
+/// Discards some of it, and tries again what failed.
+fn discard(device: &mut Device, shadow: &mut [u8], what: &str) {
+    for (first, count) in DISCARDS {
+        let (pos, len) = (first * 512, count * 512);
+        if let Err(error) = device.discard(pos, len, Discard::Forget) {
+            assert_eq!(error, ENOSPC, "{what}");
+            let zeros = vec![0; len as usize];
+            check(&device.store, shadow, Some((first, &zeros)), what);
+            device.discard(pos, len, Discard::Forget).unwrap();
+        }
+        let after = device.read(pos, len).unwrap();
+        let range = &mut shadow[pos as usize..][..len as usize];
+        let is_child = device.disk.variant == "differencing";
+        for (now, old) in after.chunks(512).zip(range.chunks(512)) {
+            assert!(now == [0; 512] || (is_child && now == old), "{what}");
+        }
+        range.copy_from_slice(&after);
+        check(&device.store, shadow, None, what);
+    }
 }
 
 fn every_store_fails_once(prepare: impl Fn(&Spec) -> Store) {
@@ -150,8 +186,8 @@ fn full_file_system() {
     for spec in specs() {
         for spare in 0..24 {
             let start = spec.build().store;
-            let mut shadow = Reader::open(&start).unwrap().disk();
-            let mut device = open(start).unwrap();
+            let mut shadow = disk_of(&start);
+            let mut device = open_layers(start).unwrap();
             let capacity = device.store.sectors().len() + spare;
             device.store.set_capacity(Some(capacity));
             fill_up(&mut device, &mut shadow);

@@ -43,6 +43,28 @@ fn open_over(store: Store, parent: Device) -> Result<Device> {
     Ok(device.on_top_of(parent))
 }
 
+/// What differencing images of tests that do not care lie on.
+fn common_parent() -> Store {
+    image::Spec::fixed(10 * 4096).build().store
+}
+
+/// A read-write device over an image of any kind.
+fn open_layers(store: Store) -> Result<Device> {
+    let device = open(store)?;
+    if device.disk.variant == "differencing" {
+        return Ok(device.on_top_of(open(common_parent())?));
+    }
+    Ok(device)
+}
+
+/// The guest's disk by the second reader, for an image of any kind.
+fn disk_of(store: &Store) -> Vec<u8> {
+    let below = reader::Reader::open(&common_parent()).unwrap().disk();
+    let is_child = matches!(attach(store), Ok(attached) if attached.parent.is_some());
+    let below = if is_child { &below[..] } else { &[] };
+    reader::Reader::open(store).unwrap().disk_over(below)
+}
+
 fn open_as(store: Store, options: &str, writable: bool) -> Result<Device> {
     let attached = format::attach(&store, options, writable)?;
     Ok(Device::new(
