@@ -17,6 +17,7 @@ use crate::{
     attach, class,
     image::{pattern, Bits, End, Spec},
     open, open_over,
+    random::bits,
     reader::{faults, Reader},
     Class,
 };
@@ -440,14 +441,6 @@ fn work(device: &mut Device, shadow: &mut [u8], steps: &[Step], own: &mut [bool]
         assert!(device.read(pos, len).unwrap() == shadow[pos as usize..][..len as usize]);
     }
     assert!(device.read(0, device.disk.size).unwrap() == shadow);
-}
-
-fn bits() -> impl Strategy<Value = Bits> {
-    prop_oneof![
-        Just(Bits::Ones),
-        Just(Bits::Zeros),
-        any::<u64>().prop_map(Bits::Mixed),
-    ]
 }
 
 proptest! {

@@ -11,7 +11,8 @@ use crate::{
     reader::{end_footer, faults, front_footer, Reader},
 };
 
-fn bits() -> impl Strategy<Value = Bits> {
+/// Bitmaps of all kinds.
+pub fn bits() -> impl Strategy<Value = Bits> {
     prop_oneof![
         3 => Just(Bits::Ones),
         1 => Just(Bits::Zeros),
