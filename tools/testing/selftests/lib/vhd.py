@@ -215,9 +215,9 @@ class Dynamic:
             pos += len(part)
             data = data[len(part):]
 
-    def guest(self):
-        """What the guest must see. For small disks."""
-        image = bytearray(self.size)
+    def guest(self, below=b""):
+        """What the guest must see; `below`: the parent's disk, if there is one. For small disks."""
+        image = bytearray(below[:self.size].ljust(self.size, b"\0"))
         for number, block in self.blocks.items():
             for first, end in block.runs():
                 pos = number * self.block_size

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Reads fixed and dynamic VHDs the slow and obvious way, as the specification says.
+"""Reads one VHD file the slow and obvious way, as the specification says.
 
-The oracle for what qemu-img gets wrong: it ignores clear bitmap bits of dynamic images.
+The oracle for what qemu-img gets wrong: it ignores clear bitmap bits of dynamic images, and the
+parents of differencing ones. What a differencing image has not itself, vhd_chain.py knows.
 """
 
 import os
@@ -10,6 +11,7 @@ import struct
 from lib import vhd
 
 SECTOR = vhd.SECTOR
+WITH_BLOCKS = (vhd.DYNAMIC, vhd.DIFFERENCING)
 
 
 class Broken(Exception):
@@ -23,12 +25,14 @@ class Reader:
         with open(path, "rb") as file:
             self.raw = file.fileno()
             self.raw = os.dup(self.raw)
-        self.file_size = os.fstat(self.raw).st_size
+        self.file_size = os.lseek(self.raw, 0, os.SEEK_END)
         self.footer = self.find_footer()
         self.kind = self.field(self.footer, 60, 4)
         self.block_size = self.max_entries = self.table = 0
-        if self.kind == vhd.DYNAMIC:
+        self.header = self.full_map = b""
+        if self.kind in WITH_BLOCKS:
             self.read_header()
+            self.full_map = self.read_batmap()
         self.size = self.guest_size()
 
     def close(self):
@@ -64,18 +68,39 @@ class Reader:
 
     def read_header(self):
         """The dynamic header."""
-        header = self.bytes_at(self.field(self.footer, 16, 8), 1024)
+        self.header = header = self.bytes_at(self.field(self.footer, 16, 8), 1024)
         if header[:8] != b"cxsparse" or self.field(header, 36, 4) != vhd.checksum(header, 36):
             raise Broken("bad dynamic header")
         self.table = self.field(header, 16, 8)
         self.max_entries = self.field(header, 28, 4)
         self.block_size = self.field(header, 32, 4)
 
+    def batmap_at(self):
+        """Where tapdisk puts the header of a batmap."""
+        return vhd.round_up(self.table + self.max_entries * 4, SECTOR)
+
+    def read_batmap(self):
+        """The batmap, if there is one whose checksum is right; it says which blocks are full."""
+        header = os.pread(self.raw, SECTOR, self.batmap_at())
+        if header[:8] != b"tdbatmap":
+            return b""
+        full = self.bytes_at(self.field(header, 8, 8), self.field(header, 16, 4) * SECTOR)
+        covered = max(1, -(-(self.field(self.footer, 48, 8) >> 24) // SECTOR)) * SECTOR
+        right = ~sum(full[:covered]) & 0xFFFFFFFF
+        return full if self.field(header, 24, 4) == right else b""
+
+    def locators(self):
+        """The parent locators as (code, length, place)."""
+        for at in range(576, 768, 24):
+            code = self.header[at:at + 4]
+            if code.strip(b"\0"):
+                yield code, self.field(self.header, at + 8, 4), self.field(self.header, at + 16, 8)
+
     def guest_size(self):
         """By creator: what the geometry says, or current_size."""
         current = self.field(self.footer, 48, 8)
         chs = tuple(self.field(self.footer, at, size) for at, size in ((56, 2), (58, 1), (59, 1)))
-        covered = (self.max_entries * self.block_size if self.kind == vhd.DYNAMIC
+        covered = (self.max_entries * self.block_size if self.kind in WITH_BLOCKS
                    else self.file_size - SECTOR)
         by_chs = vhd.geometry_size(chs)
         if self.footer[28:32] in (b"vpc ", b"qemu") and chs != vhd.MAX_GEOMETRY \
@@ -99,14 +124,27 @@ class Reader:
                 if sector != vhd.UNUSED:
                     yield block, sector * SECTOR
 
-    def read_block(self, block):
-        """A whole block as the guest sees it."""
+    def is_full(self, block):
+        """Whether the batmap says that all bits of a block are set."""
+        return bool(self.full_map[block // 8:block // 8 + 1]
+                    and self.full_map[block // 8] & 0x80 >> block % 8)
+
+    def stored(self, block):
+        """The bitmap and the data of a block; no bitmap at all if the block is not allocated."""
         place = self.entry(block)
         if place is None:
-            return bytes(self.block_size)
+            return b"", b""
         head = vhd.bitmap_sectors(self.block_size) * SECTOR
-        bitmap = self.bytes_at(place, head)
-        data = self.bytes_at(place + head, self.block_size)
+        bitmap = b"\xff" * head if self.is_full(block) else self.bytes_at(place, head)
+        return bitmap, self.bytes_at(place + head, self.block_size)
+
+    def read_block(self, block):
+        """A whole block as the guest sees it; the image has no parent."""
+        if self.kind == vhd.DIFFERENCING:
+            raise Broken("a differencing image cannot be read by itself")
+        bitmap, data = self.stored(block)
+        if not bitmap:
+            return bytes(self.block_size)
         sectors = self.block_size // SECTOR
         if all(byte == 0xFF for byte in bitmap[:sectors // 8]) and sectors % 8 == 0:
             return data
@@ -116,7 +154,7 @@ class Reader:
 
     def read(self, pos, length):
         """A range of the guest disk."""
-        if self.kind != vhd.DYNAMIC:
+        if self.kind not in WITH_BLOCKS:
             return self.bytes_at(pos, length)
         parts = []
         while length:
@@ -127,23 +165,46 @@ class Reader:
             length -= len(part)
         return b"".join(parts)
 
-    def check(self):
-        """Fails unless the file is sound: both footers good and equal, nothing overlaps."""
+    def check(self, footer_at_end=True):
+        """Fails unless the file is sound: both footers good and equal, nothing overlaps.
+
+        `footer_at_end`: False for a block device on which the footer lies elsewhere.
+        """
         length = len(self.footer)
-        if self.bytes_at(self.file_size - length, length) != self.footer:
+        if footer_at_end and self.bytes_at(self.file_size - length, length) != self.footer:
             raise Broken("the footer at the end differs from the one used")
-        if self.kind != vhd.DYNAMIC:
+        if self.kind not in WITH_BLOCKS:
             return
         if self.bytes_at(0, SECTOR) != self.footer:
             raise Broken("the footer copy at 0 differs")
-        used = [(0, SECTOR), (self.field(self.footer, 16, 8), 1024),
-                (self.table, self.max_entries * 4), (self.file_size - SECTOR, SECTOR)]
-        whole = vhd.bitmap_sectors(self.block_size) * SECTOR + self.block_size
-        used += [(place, whole) for _, place in self.blocks()]
+        used = self.used()
+        if footer_at_end:
+            used.append((self.file_size - SECTOR, SECTOR))
         used.sort()
         for (start, size), (following, _) in zip(used, used[1:]):
             if start + size > following:
                 raise Broken(f"{size} bytes at {start} reach into what begins at {following}")
+        start, size = used[-1]
+        if start + size > self.file_size:
+            raise Broken(f"{size} bytes at {start} reach past the end")
+        self.check_batmap()
+
+    def used(self):
+        """All that lies in the file, the footer at the end apart: (start, length)."""
+        used = [(0, SECTOR), (self.field(self.footer, 16, 8), 1024),
+                (self.table, self.max_entries * 4)]
+        used += [(place, length) for _, length, place in self.locators()]
+        if self.full_map:
+            used.append((self.batmap_at(), SECTOR + len(self.full_map)))
+        whole = vhd.bitmap_sectors(self.block_size) * SECTOR + self.block_size
+        return used + [(place, whole) for _, place in self.blocks()]
+
+    def check_batmap(self):
+        """A block that the batmap calls full has all its bits set."""
+        for block, place in self.blocks():
+            length = max(1, self.block_size // SECTOR // 8)
+            if self.is_full(block) and self.bytes_at(place, length) != b"\xff" * length:
+                raise Broken(f"block {block} is full by the batmap, but not by its bitmap")
 
 
 def guest_of(path):
