@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """Which parser a file gets: detection, the sysfs attribute, the parameters, loading, refusals."""
 
-import contextlib
 import errno
 import os
 
 from lib import blockio, images, loopdev, system, vhd
 from lib.images import attach_with
 from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
+from lib.modules import parameter
 from lib.system import attempt, run
 
 MIB = vhd.MIB
@@ -22,20 +22,6 @@ def vhd_file(t, name="a.vhd"):
     image = vhd.Dynamic(SIZE)
     image.put(MIB, blockio.pattern(8192))
     return image.write(t.path(name)), image.guest()
-
-
-@contextlib.contextmanager
-def parameter(name, value):
-    """A module parameter set for a while."""
-    path = f"/sys/module/loop/parameters/{name}"
-    before = blockio.content(path).decode().strip()
-    with open(path, "w", encoding="ascii") as file:
-        file.write(value)
-    try:
-        yield
-    finally:
-        with open(path, "w", encoding="ascii") as file:
-            file.write(before)
 
 
 # The attribute

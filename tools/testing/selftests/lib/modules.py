@@ -80,3 +80,18 @@ def loaded_with(params):
             detach_all()
             delete("loop")
         insert(path)
+
+
+@contextlib.contextmanager
+def parameter(name, value):
+    """A parameter of the loop driver, set for a while."""
+    path = f"/sys/module/loop/parameters/{name}"
+    with open(path, encoding="ascii") as file:
+        before = file.read().strip()
+    with open(path, "w", encoding="ascii") as file:
+        file.write(value)
+    try:
+        yield
+    finally:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(before)
