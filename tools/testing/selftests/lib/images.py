@@ -58,9 +58,9 @@ def scribble(device, shadow, seed=1, count=40, longest=MIB):
         same_bytes(device.read(first * 512, length * 512), data, "read back")
 
 
-def attach_with(t, path, parser, **kwargs):
+def attach_with(t, path, parser, loop=None, **kwargs):
     """Attaches to a device whose parser was chosen; the choice does not outlive a refusal."""
-    loop = loopdev.free()
+    loop = loop or loopdev.free()
     loop.set_attr("loop/parser", parser)
     try:
         return t.attach(path, loop=loop, **kwargs)

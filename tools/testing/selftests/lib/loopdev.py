@@ -99,6 +99,14 @@ class Loop:
         """LOOP_SET_FD."""
         self.ioctl(SET_FD, fd, os.O_RDWR)
 
+    def change_fd(self, fd, mode=os.O_RDWR):
+        """LOOP_CHANGE_FD, through the device opened with `mode`."""
+        self.ioctl(CHANGE_FD, fd, mode)
+
+    def set_capacity(self):
+        """LOOP_SET_CAPACITY: the size of the file or disk has changed."""
+        self.ioctl(SET_CAPACITY)
+
     def set_status(self, **kwargs):
         """LOOP_SET_STATUS64."""
         self.ioctl(SET_STATUS64, info64(**kwargs), os.O_RDWR)
