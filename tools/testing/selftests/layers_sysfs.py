@@ -22,7 +22,8 @@ def expected(number, path, **fields):
 
 def compare(layer, number, path, **fields):
     """Fails unless a line says this, and nothing else."""
-    equal(layer.path, layers.escaped(os.fsencode(path)), f"path of layer {number}")
+    equal((layer.shown_path, layer.path), (layers.escaped(os.fsencode(path)), path),
+          f"path of layer {number}")
     equal(layer.fields, expected(number, path, **fields), f"layer {number}")
 
 

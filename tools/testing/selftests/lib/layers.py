@@ -58,7 +58,8 @@ class Layer:
     def __init__(self, line):
         self.fields = dict(word.split("=", 1) for word in line.split(" "))
         equal(list(self.fields), KEYS, f"keys of {line!r}")
-        self.path = self.fields.pop("path")
+        self.shown_path = self.fields.pop("path")
+        self.path = unescaped(self.shown_path)
 
     def __getitem__(self, key):
         return self.fields[key]
@@ -72,6 +73,12 @@ def escaped(data):
     """Bytes as the file shows them: what is no plain character as \\xNN."""
     return "".join(chr(byte) if 0x20 < byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}"
                    for byte in data)
+
+
+def unescaped(text):
+    """The path that was escaped."""
+    return os.fsdecode(re.sub(rb"\\x(..)", lambda match: bytes.fromhex(match.group(1).decode()),
+                              text.encode()))
 
 
 def lines(loop):
@@ -90,7 +97,7 @@ def of(loop):
 
 
 def paths(loop):
-    """The files of a device, top first, if their names need no escapes."""
+    """The files of a device, top first."""
     return [layer.path for layer in of(loop)]
 
 
