@@ -61,7 +61,6 @@ use crate::{
         BoundParser, //
     },
     range::GuestRange,
-    raw,
     select::Choice,
     sys::{
         file::BackingFile,
@@ -74,7 +73,7 @@ use crate::{
         CachedTables,
         FileTables,
         LockedTables,
-        Scratch, //
+        SCRATCH_SIZE, //
     },
     user::ImageUser, //
 };
@@ -85,8 +84,8 @@ pub(crate) struct Allocation {
     pub(crate) alloc: KBox<dyn Allocate>,
     /// Allocation units that somebody is writing the first data of.
     pub(crate) pending: Pending,
-    /// Scratch memory for table writes.
-    pub(crate) scratch: KBox<Scratch>,
+    /// Scratch memory for table writes; a raw file has no tables, and gets none.
+    pub(crate) scratch: KVec<u8>,
 }
 
 /// An image in use.
@@ -163,7 +162,9 @@ impl Image {
         parents: KVec<ImageUser>,
         number: u32,
     ) -> kernel::error::Result<Arc<Self>> {
-        let scratch = KBox::init(pin_init::init_zeroed(), GFP_KERNEL)?;
+        let is_raw = parser.is_raw();
+        let scratch = if is_raw { 0 } else { SCRATCH_SIZE };
+        let scratch = KVec::from_elem(0, scratch, GFP_KERNEL)?;
         let image = pin_init!(Self {
             key: file.inode_key(),
             number,
@@ -188,7 +189,7 @@ impl Image {
             reported: AtomicFlag::new(false),
             last_fault <- new_spinlock!(None),
             peekable: file.is_peekable(),
-            is_raw: parser.name == raw::NAME,
+            is_raw,
             parser,
         });
         Arc::pin_init(image, GFP_KERNEL)

@@ -66,8 +66,8 @@ impl Tables for FileTables<'_> {
     }
 }
 
-/// Scratch memory: a page, of which most uses take a sector.
-pub(crate) type Scratch = [u8; 4096];
+/// Size of the scratch memory: a page, of which most uses take a sector.
+pub(crate) const SCRATCH_SIZE: usize = 4096;
 
 const SECTOR: usize = SECTOR_SIZE as usize;
 
@@ -75,12 +75,12 @@ const SECTOR: usize = SECTOR_SIZE as usize;
 pub(crate) struct LockedTables<'a> {
     image: &'a Image,
     file: &'a BackingFile,
-    scratch: &'a mut Scratch,
+    scratch: &'a mut [u8],
 }
 
 impl<'a> LockedTables<'a> {
     /// For those who hold the image's mutex, which `scratch` is the proof of.
-    pub(crate) fn new(image: &'a Image, file: &'a BackingFile, scratch: &'a mut Scratch) -> Self {
+    pub(crate) fn new(image: &'a Image, file: &'a BackingFile, scratch: &'a mut [u8]) -> Self {
         Self {
             image,
             file,
@@ -90,7 +90,7 @@ impl<'a> LockedTables<'a> {
 
     /// Runs a change of the file: apart from direct writes in flight, and with lockless readers
     /// told to look again.
-    fn change(&mut self, change: impl FnOnce(&mut Scratch) -> kernel::error::Result) -> Result {
+    fn change(&mut self, change: impl FnOnce(&mut [u8]) -> kernel::error::Result) -> Result {
         if self.image.is_poisoned() {
             return Err(Error::Store(EIO.to_errno()));
         }
@@ -129,13 +129,13 @@ impl TablesMut for LockedTables<'_> {
 
     fn copy_sector(&mut self, from: u64, len: u64, to: u64) -> Result {
         let file = self.file;
-        let (sector, _) = self.scratch.split_at_mut(SECTOR);
+        let invalid = Error::Store(EINVAL.to_errno());
+        let sector = self.scratch.get_mut(..SECTOR).ok_or(invalid)?;
         sector.fill(0);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
-        let part = sector.get_mut(..len);
-        let part = part.ok_or(Error::Store(EINVAL.to_errno()))?;
+        let part = sector.get_mut(..len).ok_or(invalid)?;
         io::read_exact(file, from, part).map_err(store_error)?;
-        self.change(|scratch| io::write_all(file, to, &scratch[..SECTOR]))
+        self.change(|scratch| io::write_all(file, to, scratch.get(..SECTOR).ok_or(EINVAL)?))
     }
 
     fn sync(&mut self) -> Result {
