@@ -178,8 +178,8 @@ def parent_id(chain):
 
 def child_of(chain, size, **options):
     """An empty child of the first file of a chain, to be written into the same folder."""
-    return Differencing(size, os.path.basename(chain.paths[0]), parent_id=parent_id(chain),
-                        unique_id=identity(len(chain.paths)), **options)
+    return Differencing(size, os.path.basename(chain.paths[0]), **{
+        "parent_id": parent_id(chain), "unique_id": identity(len(chain.paths)), **options})
 
 
 def child_path(chain):
