@@ -20,7 +20,7 @@ SIZE = 8 * MIB
 suite = Suite()
 
 
-def live(t, chain, attach=layers.attach_named, count=30):
+def live(t, chain, attach=layers.attach_named, count=20):
     """The life of a chain: read, read-only first, written, read again, judged."""
     unchanged = [images.Unchanged(path) for path in chain.paths]
     for how in (layers.attach_read_only, attach):
@@ -107,13 +107,12 @@ NAMES = {
     "w2ru_without_a_dot": one(vhd_child.Locator(b"W2ru", vhd_child.utf16(NAME))),
     "w2ru_space_in_sectors": one(sectors(vhd_child.relative(NAME))),
     "w2ru_space_of_64k": one(vhd_child.relative(NAME, space=64 * KIB)),
-    "w2ru_space_0": one(vhd_child.relative(NAME, space=0)),
     "w2ku_by_tapdisk": one(vhd_child.windows(".\\" + NAME)),
     "w2ku_from_windows_and_header": one(vhd_child.windows(FOREIGN), NAME),
     "w2ku_from_windows_first": lambda _: (
         [vhd_child.windows(FOREIGN), vhd_child.relative(NAME)], NAME),
     "macx_by_tapdisk": one(vhd_child.mac(f"file://./{NAME}")),
-    "macx_escaped": one(vhd_child.mac("file://./the%20parent%2evhd")),
+    "macx_escaped": one(vhd_child.mac("file://localhost/disks/the%20parent%2evhd")),
     "header_only": lambda _: ([], NAME),
     "header_with_a_folder_of_windows": lambda _: ([], FOREIGN),
     "old_codes_and_header": lambda _: (
@@ -124,6 +123,7 @@ NAMES = {
     "eight": lambda _: ([vhd_child.relative(WRONG) for _ in range(7)]
                         + [vhd_child.relative(NAME)], WRONG),
     "odd_length_and_header": one(vhd_child.relative(NAME, length=11), NAME),
+    "space_0_and_header": one(vhd_child.relative(NAME, space=0), NAME),
     "empty_and_header": one(vhd_child.relative(NAME, length=0), NAME),
     "longer_than_its_space_and_header": one(vhd_child.relative(NAME, length=1 << 31), NAME),
 }
@@ -158,8 +158,8 @@ def odd_name(t, name):
 
 @suite.test
 def odd_name_by_tapdisk(t):
-    """tapdisk does not escape its URLs; Windows reads them escaped: the other two agree."""
-    named(t, "50%25 of it.vhd", vhd_child.by_tapdisk("50%25 of it.vhd"), "50%25 of it.vhd")
+    """tapdisk does not escape its URLs, which begin with file://./"""
+    named(t, "50%25 of it.vhd", [vhd_child.mac("file://./50%25 of it.vhd")], "")
 
 
 @suite.cases(backslashes=("a\\b.vhd", "a/b.vhd"), inner_dot=("a/./b.vhd", "a/b.vhd"),
@@ -210,8 +210,11 @@ def shape(t, kind, levels):
     live(t, vhd_child.build(t.dir, kind, levels, min(SIZE, max(MIB, levels[0].size))))
 
 
+# A fixed disk at the end of a chain matters where sizes differ.
+ON_FIXED = {"same_size", "child_of_a_larger_one", "child_of_a_smaller_one", "one_sector"}
+
 for shape_name, shape_levels in SHAPES.items():
-    for base_kind in ("dynamic", "fixed", "raw"):
+    for base_kind in ("dynamic", "raw", *(["fixed"] if shape_name in ON_FIXED else [])):
         suite.add(f"{shape_name}_on_{base_kind}", lambda t, kind=base_kind, levels=shape_levels:
                   shape(t, kind, levels))
 
@@ -515,7 +518,7 @@ def parent_that_is_cut_while_attached(t):
     loop = layers.attach_named(t, image.write(t.path("child.vhd")))
     os.truncate(base.paths[0], 5 * MIB)
     same_bytes(blockio.direct_read(loop.path, 6 * MIB, MIB), blockio.pattern(MIB, 7), "child's")
-    same_bytes(blockio.direct_read(loop.path, 4 * MIB, MIB), base.guest[4 * MIB:5 * MIB], "rest")
+    same_bytes(blockio.direct_read(loop.path, 3 * MIB, MIB), base.guest[3 * MIB:4 * MIB], "rest")
     try:
         data = blockio.direct_read(loop.path, 7 * MIB, 4096)
     except OSError:
