@@ -19,8 +19,7 @@ use super::{
     },
     footer::{
         self,
-        Kind,
-        Place, //
+        Kind, //
     },
     layout::{
         BatEntry,
@@ -117,13 +116,12 @@ impl Map for VhdMap {
     }
 }
 
-/// Offset and length of a range of a fixed disk: what lies in front of the footer, wherever the file
-/// ends now.
+/// Offset and length of a range of a fixed disk: as much of it as the file still has. The driver
+/// keeps to the size of the disk, which ends in front of the footer.
 pub(super) fn fixed<T: Tables + ?Sized>(tables: &T, pos: u64, len: u64) -> Result<(u64, u64)> {
-    let end = Place::end(tables.size()?).map_or(0, |footer| footer.at);
-    let left = end.saturating_sub(pos) & !SECTOR_SIZE.wrapping_sub(1);
+    let left = tables.size()?.saturating_sub(pos) & !SECTOR_SIZE.wrapping_sub(1);
     if left == 0 {
-        return Err(Error::malformed("fixed VHD ends in front of this", pos));
+        return Err(Error::malformed("fixed VHD was truncated", pos));
     }
     Ok((pos, len.min(left)))
 }
