@@ -81,15 +81,19 @@ class Direct:
             length -= done
         return b"".join(parts)
 
-    def write(self, pos, data):
+    def write(self, pos, data, flags=0):
         """Writes whole sectors; up to a mebibyte in one system call."""
         view = memoryview(data)
         while view:
             part = view[:PIECE]
             self.buffer[:len(part)] = part
-            done = os.pwritev(self.fd, [memoryview(self.buffer)[:len(part)]], pos)
+            done = os.pwritev(self.fd, [memoryview(self.buffer)[:len(part)]], pos, flags)
             pos += done
             view = view[done:]
+
+    def write_durably(self, pos, data):
+        """The same; what was written is durable then: FUA, if this is a device."""
+        self.write(pos, data, os.RWF_DSYNC)
 
     def flush(self):
         """A FLUSH, if this is a device."""
