@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Looking at what a power failure has left.
+
+use std::{
+    fs,
+    panic::{self, AssertUnwindSafe},
+    path::PathBuf,
+};
+
+use testkit::{
+    device::Device,
+    rng::Rng,
+    store::{Sectors, Store, ENOSPC},
+    tools::TempDir,
+};
+
+use crate::{
+    checker::Checker,
+    disk, ext4, image,
+    recording::{Backing, Recording},
+    stamp,
+};
+
+/// One in so many images is written to.
+const RECOVERED: u64 = 3;
+/// Writes to such an image.
+const WRITES: u64 = 6;
+/// Generation of those writes.
+const AFTERWARDS: u64 = u64::MAX;
+
+/// What was found, if nothing is wrong.
+#[derive(Debug)]
+pub struct Seen {
+    /// Bytes of the image that hold nothing.
+    pub unused: u64,
+    /// The guest's disk.
+    pub guest: Vec<u8>,
+}
+
+/// Looks at disks of one recording.
+pub struct Inspector {
+    folder: TempDir,
+    checker: Checker,
+}
+
+impl Inspector {
+    /// With this checker.
+    pub fn new(checker: Checker) -> Self {
+        Self {
+            folder: TempDir::new(),
+            checker,
+        }
+    }
+
+    /// Looks at a disk: the image attaches, its structure is sound, every sector is old or new, and
+    /// it can be worked with.
+    pub fn inspect(
+        &mut self,
+        it: &Recording,
+        disk: Sectors,
+        rng: &mut Rng,
+    ) -> Result<Seen, String> {
+        let check = AssertUnwindSafe(|| self.inspect_or_panic(it, disk, rng));
+        panic::catch_unwind(check).unwrap_or_else(|it| Err(message(&*it)))
+    }
+
+    fn inspect_or_panic(
+        &mut self,
+        it: &Recording,
+        disk: Sectors,
+        rng: &mut Rng,
+    ) -> Result<Seen, String> {
+        let store = self.image(it, disk)?;
+        let unused = self.check_structure(&store)?;
+        let mut device = image::attach(&it.format, store)?;
+        let guest = image::read(&device)?;
+        it.model.judge(&guest)?;
+        if rng.one_in(RECOVERED) {
+            work(&mut device, guest.clone(), rng).map_err(|it| format!("afterwards: {it}"))?;
+            let store = device.close().map_err(|it| format!("close: {it:?}"))?;
+            self.check_structure(&store)
+                .map_err(|it| format!("afterwards: {it}"))?;
+        }
+        Ok(Seen { unused, guest })
+    }
+
+    /// The image on a disk.
+    fn image(&self, it: &Recording, disk: Sectors) -> Result<Store, String> {
+        match &it.backing {
+            Backing::Device => Ok(Store::from_parts(disk, it.size, false)),
+            Backing::Ext4(name) => {
+                let path = self.path("disk");
+                disk::save(&disk, it.size, &path).map_err(|it| it.to_string())?;
+                let bytes = ext4::recover(&path, name)?;
+                let size = bytes.len() as u64;
+                Ok(Store::from_parts(disk::sectors(&bytes), size, true))
+            }
+        }
+    }
+
+    fn check_structure(&mut self, store: &Store) -> Result<u64, String> {
+        let path = self.path("image");
+        let _ = fs::remove_file(&path);
+        disk::save(store.sectors(), store.len(), &path).map_err(|it| it.to_string())?;
+        self.checker.check(&path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path(name)
+    }
+}
+
+/// The image can be written to, and everything else stays as it was.
+fn work(device: &mut Device, mut guest: Vec<u8>, rng: &mut Rng) -> Result<(), String> {
+    for _ in 0..WRITES {
+        let sector = rng.below(device.disk.size / 512);
+        let bytes = stamp::make(sector, AFTERWARDS);
+        let at = sector * 512;
+        match device.write(at, &bytes) {
+            Ok(()) => guest[at as usize..][..512].copy_from_slice(&bytes),
+            // What was leaked on a block device is missing there.
+            Err(ENOSPC) => {}
+            Err(error) => return Err(format!("write of sector {sector}: {error:?}")),
+        }
+    }
+    device.flush().map_err(|it| format!("flush: {it:?}"))?;
+    if image::read(device)? != guest {
+        return Err("the disk differs from what it was and what was written".into());
+    }
+    Ok(())
+}
+
+/// What a panic said.
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("panic: {}", text.unwrap_or("without a message"))
+}

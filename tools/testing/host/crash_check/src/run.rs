@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! All power failures of one recording.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use sha2::{Digest, Sha256};
+use testkit::{rng::Rng, store::Sectors};
+
+use crate::{
+    args::Args,
+    checker::Checker,
+    disk,
+    inspect::{Inspector, Seen},
+    plan::{self, Class, Cut},
+    recording::Recording,
+    replay::Replay,
+    report::Report,
+};
+
+/// Failures that are told in full.
+const TOLD: u64 = 5;
+
+/// Looks at a recording.
+pub fn run(folder: &Path, args: &Args, report: &mut Report) -> Result<(), String> {
+    let mut recording = Recording::load(folder)?;
+    let checker = Checker::start(&args.checker, &recording.format)?;
+    let cuts = plan::make(&recording.log, args.amount, args.seed);
+    let mut run = Run {
+        inspector: Inspector::new(checker),
+        kept: Kept::new(folder)?,
+        tallies: [Tally::default(), Tally::default()],
+    };
+    let start = Instant::now();
+    run.all(&mut recording, &cuts, report)?;
+    run.tell(&recording, report);
+    report.note(&format!(
+        "{}: {} power failures in {:.0} s",
+        recording.kind,
+        cuts.len(),
+        start.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+/// What came of the power failures of a class.
+#[derive(Default)]
+struct Tally {
+    done: u64,
+    bad: u64,
+    most_unused: u64,
+}
+
+struct Run {
+    inspector: Inspector,
+    kept: Kept,
+    /// Of flush points and random ones.
+    tallies: [Tally; 2],
+}
+
+impl Run {
+    fn all(&mut self, it: &mut Recording, cuts: &[Cut], report: &Report) -> Result<(), String> {
+        // The model is told of the marks while the log is replayed.
+        let log = std::mem::take(&mut it.log);
+        let mut replay = Replay::new(&log, std::mem::take(&mut it.before));
+        let mut marks = 0;
+        for cut in cuts {
+            marks += advance(&mut replay, it, cut.position)?;
+            let mut rng = Rng::new(cut.seed);
+            let disk = replay.crash(cut.survivors, &mut rng);
+            self.one(it, cut, disk, &mut rng, report)?;
+        }
+        marks += advance(&mut replay, it, log.entries.len())?;
+        if marks != it.model.promises() {
+            let promises = it.model.promises();
+            return Err(format!("{marks} marks in the log, {promises} flushes"));
+        }
+        Ok(())
+    }
+
+    fn one(
+        &mut self,
+        it: &Recording,
+        cut: &Cut,
+        disk: Sectors,
+        rng: &mut Rng,
+        report: &Report,
+    ) -> Result<(), String> {
+        let kept = cut.keep.map(|_| disk.clone());
+        let seen = self.inspector.inspect(it, disk, rng);
+        let tally = &mut self.tallies[usize::from(cut.class == Class::Random)];
+        tally.done += 1;
+        match seen {
+            Ok(seen) => {
+                tally.most_unused = tally.most_unused.max(seen.unused);
+                if let (Some(number), Some(disk)) = (cut.keep, kept) {
+                    self.kept.keep(number, &disk, &seen)?;
+                }
+            }
+            Err(error) => {
+                tally.bad += 1;
+                if tally.bad <= TOLD {
+                    report.note(&format!("{} {cut:?}: {error}", it.kind));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn tell(&self, it: &Recording, report: &mut Report) {
+        let names = ["flush points", "random power failures"];
+        for (name, tally) in names.into_iter().zip(&self.tallies) {
+            let Tally {
+                done,
+                bad,
+                most_unused,
+            } = tally;
+            report.note(&format!(
+                "{}: {done} {name}, {bad} bad, at most {most_unused} bytes unused",
+                it.kind
+            ));
+            report.result(*bad == 0 && *done > 0, &format!("{}: {name}", it.kind));
+        }
+    }
+}
+
+/// Replays up to a position; how many marks it passed.
+fn advance(replay: &mut Replay<'_>, it: &mut Recording, position: usize) -> Result<usize, String> {
+    let mut marks = 0;
+    while replay.position() < position {
+        if let Some(mark) = replay.step() {
+            it.model.pass(mark)?;
+            marks += 1;
+        }
+    }
+    Ok(marks)
+}
+
+/// Disks that are kept for the virtual machine.
+struct Kept(PathBuf);
+
+impl Kept {
+    fn new(folder: &Path) -> Result<Self, String> {
+        let folder = folder.join("cuts");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).map_err(|it| it.to_string())?;
+        Ok(Self(folder))
+    }
+
+    /// Keeps a disk, and what the guest's has to be.
+    fn keep(&self, number: usize, disk: &Sectors, seen: &Seen) -> Result<(), String> {
+        let save = || {
+            disk::save_runs(disk, &self.0.join(number.to_string()))?;
+            let digest = format!("{:x}", Sha256::digest(&seen.guest));
+            fs::write(self.0.join(format!("{number}.sha256")), digest)
+        };
+        save().map_err(|it| it.to_string())
+    }
+}
