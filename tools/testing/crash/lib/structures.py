@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Checks the structure of images after power failures, without any of the driver's code."""
+
+from lib import vhd, vhd_reader
+
+SECTOR = vhd.SECTOR
+
+
+class Corrupt(Exception):
+    """What is wrong."""
+
+
+def check_vhd(path):
+    """Fixed and dynamic VHDs: returns how many bytes of the file hold nothing."""
+    with vhd_reader.Reader(path) as reader:
+        check_end(reader)
+        if reader.kind != vhd.DYNAMIC:
+            return reader.file_size - SECTOR - reader.size
+        used = regions(reader)
+        for (start, size, what), (following, _, other) in zip(used, used[1:]):
+            if start + size > following:
+                raise Corrupt(f"{what} at {start} reaches into {other} at {following}")
+        last, size, what = used[-1]
+        if last + size > reader.file_size:
+            raise Corrupt(f"{what} at {last} reaches past the end, {reader.file_size}")
+        return reader.file_size - sum(size for _, size, _ in used)
+
+
+def check_end(reader):
+    """A file always ends in a footer: a dynamic image has its copy at 0 besides."""
+    end = reader.bytes_at(reader.file_size - SECTOR, SECTOR)
+    if end != reader.footer:
+        raise Corrupt("the footer at the end is not good")
+    if reader.kind == vhd.DYNAMIC and reader.bytes_at(0, SECTOR) != reader.footer:
+        raise Corrupt("the copy of the footer at 0 is not good")
+
+
+def regions(reader):
+    """What lies where: (start, size, name), sorted."""
+    whole = vhd.bitmap_sectors(reader.block_size) * SECTOR + reader.block_size
+    blocks = [(place, whole, f"block {number}") for number, place in reader.blocks()]
+    table = vhd.round_up(reader.max_entries * 4, SECTOR)
+    header = reader.field(reader.footer, 16, 8)
+    return sorted([(0, SECTOR, "the copy of the footer"), (header, 1024, "the header"),
+                   (reader.table, table, "the BAT"),
+                   (reader.file_size - SECTOR, SECTOR, "the footer"), *blocks])
+
+
+CHECKS = {"vhd": check_vhd}
+
+
+def answer(format_name, path):
+    """What there is to say of an image."""
+    try:
+        return f"unused {CHECKS[format_name](path)}"
+    except (Corrupt, vhd_reader.Broken, OSError) as error:
+        return str(error)
