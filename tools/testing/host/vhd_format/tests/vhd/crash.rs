@@ -7,6 +7,7 @@
 //! attach, to be sound, to hold every flushed write, and no sector may be anything but something
 //! that was written to it.
 
+mod mutants;
 mod scenarios;
 
 use std::{collections::BTreeMap, rc::Rc};
@@ -304,7 +305,18 @@ fn crash(scenario: &Scenario, seed: u64, tally: &mut Tally) {
     crash_guest(scenario, Guest::new(scenario, seed), seed, tally);
 }
 
-fn crash_guest(scenario: &Scenario, mut guest: Guest, seed: u64, tally: &mut Tally) {
+fn crash_guest(scenario: &Scenario, guest: Guest, seed: u64, tally: &mut Tally) {
+    crash_changed(scenario, guest, seed, tally, |trace, _| trace);
+}
+
+/// The same; but what was recorded is changed first, as if the allocator did something else.
+fn crash_changed(
+    scenario: &Scenario,
+    mut guest: Guest,
+    seed: u64,
+    tally: &mut Tally,
+    change: impl FnOnce(Vec<Op>, &[Event]) -> Vec<Op>,
+) {
     let (sectors, size) = guest.device.store.record();
     let disk = scenario.disk(&scenario.store);
     for _ in 0..scenario.steps {
@@ -313,7 +325,7 @@ fn crash_guest(scenario: &Scenario, mut guest: Guest, seed: u64, tally: &mut Tal
     guest.flush();
     guest.device.trim().unwrap();
 
-    let trace = guest.device.store.take_trace();
+    let trace = change(guest.device.store.take_trace(), &guest.events);
     Crashes {
         scenario,
         what: format!("{} (seed {seed})", scenario.name),
@@ -373,7 +385,8 @@ impl Crashes<'_> {
             // Only a file that has grown may have lost its end: its new footer is not durable yet.
             let has_end = end_footer(&store).is_some();
             let may_lack_it = replay.has_grown() && !is_old_size;
-            assert!(has_end || may_lack_it || !self.has_end, "{}", self.what);
+            let is_lost = self.has_end && !has_end && !may_lack_it;
+            assert!(!is_lost, "{}: no footer at the end", self.what);
             self.check(store);
         }
     }
