@@ -5,7 +5,9 @@ What they did is a list of lines, in the order in which it happened:
 
     init FIRST COUNT            sectors that had stamps of generation 0; all others were zero
     write GEN FIRST COUNT       a write begins: from now on the sectors may have these stamps
-    done GEN                    it has succeeded
+    zero GEN FIRST COUNT        the same with zeros
+    discard GEN FIRST COUNT     from now on they may also be zero
+    done GEN                    a write or zero has succeeded
     flush ID                    a flush begins
     fua ID GEN                  a write begins that is durable by itself when it ends
     durable ID                  either has succeeded; then a mark ID goes into the log
@@ -36,11 +38,11 @@ class Journal:
         self.marker = marker
         self.generation = self.flushes = 0
 
-    def begin(self, first, count):
-        """A write begins; returns its generation."""
+    def begin(self, what, first, count):
+        """A write, zero or discard begins; returns its generation."""
         with self.lock:
             self.generation += 1
-            self.lines.append(f"write {self.generation} {first} {count}")
+            self.lines.append(f"{what} {self.generation} {first} {count}")
             return self.generation
 
     def done(self, generation):
@@ -77,6 +79,7 @@ class Task(threading.Thread):
         self.journal = journal
         self.sectors = sectors
         self.device = Direct(path)
+        self.can_discard = can_discard(path)
         self.rng = random.Random(seed * TASKS + which)
         self.which = which
         self.ops = ops
@@ -93,7 +96,7 @@ class Task(threading.Thread):
             self.device.close()
 
     def step(self):
-        """One write or flush."""
+        """One write, zero, discard or flush."""
         chance = self.rng.random()
         if chance < 0.15:
             number = self.journal.flush()
@@ -101,6 +104,10 @@ class Task(threading.Thread):
             self.journal.durable(number)
         elif chance < 0.20:
             self.write_fua(*self.place())
+        elif chance < 0.25:
+            self.zero(*self.place())
+        elif chance < 0.32 and self.can_discard:
+            self.discard(*self.place())
         else:
             self.write(*self.place())
 
@@ -123,16 +130,35 @@ class Task(threading.Thread):
 
     def write(self, first, count):
         """A write."""
-        generation = self.journal.begin(first, count)
+        generation = self.journal.begin("write", first, count)
         self.device.write(first * SECTOR, stamps.make(first, count, generation))
         self.journal.done(generation)
 
     def write_fua(self, first, count):
         """A write that is durable when it ends (O_DIRECT and O_DSYNC: FUA)."""
-        generation = self.journal.begin(first, count)
+        generation = self.journal.begin("write", first, count)
         number = self.journal.fua(generation)
         self.device.write_durably(first * SECTOR, stamps.make(first, count, generation))
         self.journal.durable(number)
+
+
+    def zero(self, first, count):
+        """BLKZEROOUT: write-zeroes, or writes of zeros if the device has none."""
+        generation = self.journal.begin("zero", first, count)
+        self.device.zero(first * SECTOR, count * SECTOR)
+        self.journal.done(generation)
+
+    def discard(self, first, count):
+        """BLKDISCARD: nothing is promised."""
+        self.journal.begin("discard", first, count)
+        self.device.discard(first * SECTOR, count * SECTOR)
+
+
+def can_discard(path):
+    """Whether a device advertises discards."""
+    with open(f"/sys/block/{os.path.basename(path)}/queue/discard_max_bytes",
+              encoding="ascii") as file:
+        return int(file.read()) > 0
 
 
 class Writeback(threading.Thread):

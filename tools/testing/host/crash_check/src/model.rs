@@ -25,6 +25,8 @@ struct Sector {
     was_stamped: bool,
     /// Generations written to it, in their order.
     written: Vec<u64>,
+    /// The last generation that was zeros, or may have been.
+    zeroed: Option<u64>,
     /// The one that is durable; 0 if none.
     durable: u64,
 }
@@ -75,6 +77,18 @@ impl Model {
                 let range = range(&mut words)?;
                 self.writes.insert(generation, range);
                 self.each(range, |sector| sector.written.push(generation))
+            }
+            "zero" => {
+                let generation = number(&mut words)?;
+                let range = range(&mut words)?;
+                self.writes.insert(generation, range);
+                self.each(range, |sector| sector.zeroed = Some(generation))
+            }
+            "discard" => {
+                let generation = number(&mut words)?;
+                self.each(range(&mut words)?, |sector| {
+                    sector.zeroed = Some(generation)
+                })
             }
             "done" => {
                 self.done.push(number(&mut words)?);
@@ -152,11 +166,12 @@ impl Model {
 
 impl Sector {
     fn judge(&self, content: Content) -> Result<(), String> {
-        let generation = match content {
-            Content::Zero if !self.was_stamped => 0,
-            Content::Generation(0) if self.was_stamped => 0,
-            Content::Generation(generation) if self.written.contains(&generation) => generation,
-            other => return Err(format!("is foreign: {other:?}")),
+        let zero = self.zeroed.or((!self.was_stamped).then_some(0));
+        let generation = match (content, zero) {
+            (Content::Zero, Some(generation)) => generation,
+            (Content::Generation(0), _) if self.was_stamped => 0,
+            (Content::Generation(it), _) if self.written.contains(&it) => it,
+            _ => return Err(format!("is foreign: {content:?}")),
         };
         if generation < self.durable {
             return Err(format!(
@@ -186,7 +201,7 @@ mod tests {
     const EVENTS: &str = "init 2 1\nwrite 1 0 2\nwrite 2 2 1\ndone 1\nflush 1\ndone 2\n\
                           durable 1\nwrite 3 0 1\nfua 2 3\ndone 3\ndurable 2\n";
 
-    fn disk(generations: [u64; 3]) -> Vec<u8> {
+    fn disk<const N: usize>(generations: [u64; N]) -> Vec<u8> {
         let sectors = (0..).zip(generations).map(|(sector, it)| match it {
             u64::MAX => [0; 512],
             it => stamp::make(sector, it),
@@ -218,6 +233,20 @@ mod tests {
         assert!(model.judge(&disk([1, 1, 2])).unwrap_err().contains("lost"));
         assert!(model.judge(&disk([3, 1, 0])[512..]).is_err());
         assert!(model.pass(3).is_err());
+    }
+
+    #[test]
+    fn zeros_are_written_too() {
+        let events = "write 1 0 2\ndone 1\nzero 2 0 1\ndone 2\ndiscard 3 1 1\nflush 1\n";
+        let mut model = Model::parse(events, 2).unwrap();
+        for good in [[1, 1], [ZERO, 1], [1, ZERO]] {
+            assert_eq!(model.judge(&disk(good)), Ok(()));
+        }
+        model.pass(1).unwrap();
+        for good in [[ZERO, 1], [ZERO, ZERO]] {
+            assert_eq!(model.judge(&disk(good)), Ok(()));
+        }
+        assert!(model.judge(&disk([1, 1])).unwrap_err().contains("lost"));
     }
 
     #[test]
