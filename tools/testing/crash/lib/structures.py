@@ -47,6 +47,8 @@ def regions(reader):
 
 
 CHECKS = {"vhd": check_vhd}
+# What qemu-img calls the formats; it can open VHDs, but not check them.
+QEMU_NAMES = {"vhd": "vpc"}
 
 
 def answer(format_name, path):
