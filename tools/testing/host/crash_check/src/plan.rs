@@ -9,8 +9,8 @@ use crate::log::{Log, What};
 /// Why a power failure is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
-    /// It is the last moment before a flush completes: nothing, or everything, since the one
-    /// before it has survived.
+    /// It is the last moment before a flush completes, and nothing since the one before it has
+    /// survived. (Had everything, that would be the moment before the next flush.)
     FlushPoint,
     /// It was drawn by lot.
     Random,
@@ -34,7 +34,7 @@ pub struct Cut {
 /// How many.
 #[derive(Clone, Copy, Debug)]
 pub struct Amount {
-    /// Most flushes; two power failures each.
+    /// Most flushes.
     pub flushes: usize,
     /// Power failures drawn by lot.
     pub random: usize,
@@ -65,16 +65,14 @@ fn flush_points(log: &Log, most: usize, rng: &mut Rng) -> Vec<Cut> {
     let flushes = (0..log.entries.len()).filter(|&number| log.entries[number].is_flush);
     let mut positions: Vec<usize> = flushes.chain([log.entries.len()]).collect();
     rng.shuffle(&mut positions);
-    let both = |position| {
-        [Survivors::Synced, Survivors::All].map(|survivors| Cut {
-            position,
-            survivors,
-            seed: 0,
-            class: Class::FlushPoint,
-            keep: None,
-        })
+    let cut = |position| Cut {
+        position,
+        survivors: Survivors::Synced,
+        seed: 0,
+        class: Class::FlushPoint,
+        keep: None,
     };
-    positions.into_iter().take(most).flat_map(both).collect()
+    positions.into_iter().take(most).map(cut).collect()
 }
 
 /// Moments behind writes.
@@ -90,4 +88,33 @@ fn random(log: &Log, amount: Amount, rng: &mut Rng) -> Vec<Cut> {
     };
     let count = if writes.is_empty() { 0 } else { amount.random };
     (0..count).map(choose).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::samples::{entry, log};
+
+    #[test]
+    fn every_flush_and_some_more() {
+        let log = Log::parse(log(&[
+            entry(0, 0, 1, "", &[]),
+            entry(1, 1, 0, "", &[1; 512]),
+            entry(0, 0, 1, "", &[]),
+            entry(0, 0, 8, "1", &[]),
+        ]))
+        .unwrap();
+        let amount = Amount {
+            flushes: usize::MAX,
+            random: 3,
+            keep: 1,
+        };
+        let cuts = make(&log, amount, 1);
+        let (points, random): (Vec<&Cut>, Vec<&Cut>) =
+            cuts.iter().partition(|cut| cut.class == Class::FlushPoint);
+        let positions: Vec<usize> = points.iter().map(|cut| cut.position).collect();
+        assert_eq!(positions, [0, 2, 4]);
+        assert!(random.iter().all(|cut| cut.position == 2));
+        assert_eq!(random.iter().filter(|cut| cut.keep.is_some()).count(), 1);
+    }
 }
