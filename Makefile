@@ -103,7 +103,8 @@ check: environment
 check-debug: environment
 	$(Q)tools/testing/check debug
 
-# The same, with ten minutes for each suite that does random things.
+# The same, with ten minutes for each suite that does random things, and thousands of
+# power failures.
 .PHONY: check-long
 check-long: environment
 	$(Q)LP_LONG=1 tools/testing/check $(if $(ALSO),--also $(ALSO))
@@ -154,7 +155,8 @@ help:
 	@echo  '  check             - all tests, in a virtual machine'
 	@echo  '  check-debug       - the tests in the machine on a debug kernel, which takes'
 	@echo  '                      half an hour to build the first time'
-	@echo  '  check-long        - all tests, with long ones for stress: half an hour more'
+	@echo  '  check-long        - all tests, with long ones for stress and power failures:'
+	@echo  '                      an hour more'
 	@echo  '  check-host        - tests of the format code, as host programs'
 	@echo  '  demo IMAGE=file   - attach an image in a virtual machine'
 	@echo  '  bench-quick       - a short measurement, in a virtual machine'
