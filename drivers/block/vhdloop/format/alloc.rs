@@ -140,7 +140,10 @@ impl Allocate for VhdAllocator {
             Some(blocks) if blocks.layout.has_parent => blocks.discard_sectors(tables, range, how),
             Some(blocks) => blocks.discard_block(tables, range, size, how),
             None => {
-                let (offset, len) = map::fixed(tables, range.pos, range.len)?;
+                // What is behind the disk is the footer.
+                let left = size.checked_sub(range.pos).filter(|&left| left > 0);
+                let len = range.len.min(left.ok_or(OUTSIDE)?);
+                let (offset, len) = map::fixed(tables, range.pos, len)?;
                 Ok(Discarded::Zero { offset, len })
             }
         }
