@@ -5,6 +5,7 @@
 import fcntl
 import os
 import re
+import time
 
 from lib import backings, blockio, loopdev, mapper, system
 from lib.blockio import Direct
@@ -28,6 +29,11 @@ def outcome(function, *args):
     return len(result) if isinstance(result, bytes) else "done"
 
 
+def wait_for_the_log():
+    """The block layer logs ten errors in five seconds at most, those of earlier tests counted."""
+    time.sleep(5.5)
+
+
 def logged(t):
     """What the log says about errors of loop devices, in the order of the lines."""
     lines = t.log.matching(LOOP_ERROR)
@@ -36,6 +42,7 @@ def logged(t):
 
 @suite.cases(buffered="off", direct="on")
 def reads_at_the_end_of_a_cut_file(t, direct):
+    wait_for_the_log()
     path = backings.on_file_system(t, "ext4_4k")
     data = blockio.content(path)
     loop = t.losetup(f"--direct-io={direct}", path)
@@ -118,6 +125,7 @@ def small_file_system(t, kind):
 @suite.cases(ext4_buffered=("ext4_4k", "off"), ext4_direct=("ext4_4k", "on"),
              ext4_1k=("ext4_1k", "off"), tmpfs=("tmpfs", "off"))
 def no_room(t, case):
+    wait_for_the_log()
     kind, direct = case
     if kind == "tmpfs":
         point = t.path("small")
@@ -162,6 +170,7 @@ def on_failing_disk(t, bad):
 
 @suite.cases(buffered="off", direct="on")
 def the_disk_below_fails(t, direct):
+    wait_for_the_log()
     t.ram_disk(16)
     sectors = 16 * MIB // 512
     t.allow_log(BELOW)
@@ -201,6 +210,7 @@ def drop_cache(disk):
 
 @suite.test
 def reads_of_a_sick_disk_under_a_file_system(t):
+    wait_for_the_log()
     t.allow_log(BELOW)
     path, break_it, repair = on_failing_disk(t, 8)
     loop = t.attach(path)
@@ -219,6 +229,7 @@ def reads_of_a_sick_disk_under_a_file_system(t):
 
 @suite.test
 def a_file_opened_for_reading_only(t):
+    wait_for_the_log()
     path = backings.on_file_system(t, "ext4_4k")
     loop = loopdev.attach_read_only(path)
     t.defer(loop.detach_if_bound)
