@@ -11,10 +11,10 @@ class Corrupt(Exception):
 
 
 def check_vhd(path):
-    """Fixed and dynamic VHDs: returns how many bytes of the file hold nothing."""
+    """VHDs of all kinds: returns how many bytes of the file hold nothing."""
     with vhd_reader.Reader(path) as reader:
         check_end(reader)
-        if reader.kind != vhd.DYNAMIC:
+        if reader.kind == vhd.FIXED:
             return reader.file_size - SECTOR - reader.size
         used = regions(reader)
         for (start, size, what), (following, _, other) in zip(used, used[1:]):
@@ -23,16 +23,26 @@ def check_vhd(path):
         last, size, what = used[-1]
         if last + size > reader.file_size:
             raise Corrupt(f"{what} at {last} reaches past the end, {reader.file_size}")
+        if reader.kind == vhd.DIFFERENCING:
+            check_bitmaps(reader)
         return reader.file_size - sum(size for _, size, _ in used)
 
 
 def check_end(reader):
-    """A file always ends in a footer: a dynamic image has its copy at 0 besides."""
+    """A file always ends in a footer: an image with blocks has its copy at 0 besides."""
     end = reader.bytes_at(reader.file_size - SECTOR, SECTOR)
     if end != reader.footer:
         raise Corrupt("the footer at the end is not good")
-    if reader.kind == vhd.DYNAMIC and reader.bytes_at(0, SECTOR) != reader.footer:
+    if reader.kind != vhd.FIXED and reader.bytes_at(0, SECTOR) != reader.footer:
         raise Corrupt("the copy of the footer at 0 is not good")
+
+
+def check_bitmaps(reader):
+    """A new bitmap is all zeros, and bits are only set for sectors that there are."""
+    length = vhd.bitmap_sectors(reader.block_size) * SECTOR
+    for number, place in reader.blocks():
+        if any(reader.bytes_at(place, length)[reader.block_size // SECTOR // 8:]):
+            raise Corrupt(f"the bitmap of block {number} goes on behind its last sector")
 
 
 def regions(reader):
@@ -40,10 +50,12 @@ def regions(reader):
     whole = vhd.bitmap_sectors(reader.block_size) * SECTOR + reader.block_size
     blocks = [(place, whole, f"block {number}") for number, place in reader.blocks()]
     table = vhd.round_up(reader.max_entries * 4, SECTOR)
+    names = [(place, vhd.round_up(length, SECTOR), "a name of the parent")
+             for _, length, place in reader.locators()]
     header = reader.field(reader.footer, 16, 8)
     return sorted([(0, SECTOR, "the copy of the footer"), (header, 1024, "the header"),
                    (reader.table, table, "the BAT"),
-                   (reader.file_size - SECTOR, SECTOR, "the footer"), *blocks])
+                   (reader.file_size - SECTOR, SECTOR, "the footer"), *names, *blocks])
 
 
 CHECKS = {"vhd": check_vhd}

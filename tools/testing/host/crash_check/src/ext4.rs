@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Getting a file out of a file system that was not unmounted, with e2fsprogs: e2fsck replays the
+//! Getting files out of a file system that was not unmounted, with e2fsprogs: e2fsck replays the
 //! journal, as the kernel does when it mounts.
 
 use std::{
@@ -9,12 +9,16 @@ use std::{
     process::Command,
 };
 
-/// Recovers the file system in `disk` and returns the content of its file `name`.
-pub fn recover(disk: &Path, name: &str) -> Result<Vec<u8>, String> {
+/// Recovers the file system in `disk`.
+pub fn recover(disk: &Path) -> Result<(), String> {
     let mut fsck = Command::new("e2fsck");
     fsck.arg("-p").arg(disk);
     // 1: the journal was replayed, orphans were removed.
-    run(&mut fsck, &[0, 1])?;
+    run(&mut fsck, &[0, 1]).map(drop)
+}
+
+/// The content of file `name` of the file system in `disk`, which was recovered.
+pub fn read(disk: &Path, name: &str) -> Result<Vec<u8>, String> {
     let out = extracted(disk);
     let mut debugfs = Command::new("debugfs");
     let dump = format!("dump {name} {}", out.display());

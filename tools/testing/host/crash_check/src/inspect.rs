@@ -73,7 +73,7 @@ impl Inspector {
     ) -> Result<Seen, String> {
         let store = self.image(it, disk)?;
         let unused = self.check_structure(&store)?;
-        let mut device = image::attach(&it.format, store)?;
+        let mut device = image::attach(&it.format, store, it.parent.as_ref())?;
         let guest = image::read(&device)?;
         it.model.judge(&guest)?;
         if rng.one_in(RECOVERED) {
@@ -92,7 +92,11 @@ impl Inspector {
             Backing::Ext4(name) => {
                 let path = self.path("disk");
                 disk::save(&disk, it.size, &path).map_err(|it| it.to_string())?;
-                let bytes = ext4::recover(&path, name)?;
+                ext4::recover(&path)?;
+                if let Some(parent) = &it.parent {
+                    parent.judge(&ext4::read(&path, &parent.file)?)?;
+                }
+                let bytes = ext4::read(&path, name)?;
                 let size = bytes.len() as u64;
                 Ok(Store::from_parts(disk::sectors(&bytes), size, true))
             }

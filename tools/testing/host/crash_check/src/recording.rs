@@ -22,6 +22,15 @@ pub enum Backing {
     Ext4(String),
 }
 
+/// What the image lies on: a file on the same ext4, in the same folder.
+#[derive(Clone, Debug)]
+pub struct Parent {
+    /// Its path.
+    pub file: String,
+    /// Its content, which never changes.
+    pub bytes: Vec<u8>,
+}
+
 /// A recording.
 #[derive(Debug)]
 pub struct Recording {
@@ -31,6 +40,8 @@ pub struct Recording {
     pub format: String,
     /// What it is on.
     pub backing: Backing,
+    /// What it lies on, if it does.
+    pub parent: Option<Parent>,
     /// Size of the recorded device in bytes.
     pub size: u64,
     /// What the device held before.
@@ -54,11 +65,31 @@ impl Recording {
             kind: about.get("kind")?,
             format: about.get("format")?,
             backing,
+            parent: about.parent(folder)?,
             size: about.get("disk")?,
             before: disk::sectors(&read(folder.join("base"))?),
             log: Log::parse(read(folder.join("log"))?)?,
             model: Model::parse(&read_text(folder.join("events"))?, about.get("guest")?)?,
         })
+    }
+}
+
+impl Parent {
+    /// Its name in the folder.
+    pub fn name(&self) -> &str {
+        self.file.trim_start_matches('/')
+    }
+
+    /// The file still has to be what it was.
+    pub fn judge(&self, found: &[u8]) -> Result<(), String> {
+        if found.len() != self.bytes.len() {
+            return Err(format!("the parent has {} bytes", found.len()));
+        }
+        let mut both = found.iter().zip(&self.bytes);
+        match both.position(|(it, was)| it != was) {
+            Some(at) => Err(format!("the parent has changed at {at}")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -69,6 +100,14 @@ impl About {
     fn parse(text: &str) -> Self {
         let lines = text.lines().filter_map(|line| line.split_once(' '));
         Self(lines.map(|(key, it)| (key.into(), it.into())).collect())
+    }
+
+    fn parent(&self, folder: &Path) -> Result<Option<Parent>, String> {
+        let Some(file) = self.0.get("parent").cloned() else {
+            return Ok(None);
+        };
+        let bytes = read(folder.join("parent"))?;
+        Ok(Some(Parent { file, bytes }))
     }
 
     fn get<T: FromStr>(&self, key: &str) -> Result<T, String> {
@@ -88,4 +127,23 @@ fn read(path: PathBuf) -> Result<Vec<u8>, String> {
 
 fn read_text(path: PathBuf) -> Result<String, String> {
     fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_never_changes() {
+        let parent = Parent {
+            file: "/parent.vhd".into(),
+            bytes: vec![7; 600],
+        };
+        assert_eq!(parent.name(), "parent.vhd");
+        assert_eq!(parent.judge(&[7; 600]), Ok(()));
+        assert!(parent.judge(&[7; 599]).unwrap_err().contains("599"));
+        let mut changed = [7; 600];
+        changed[512] = 8;
+        assert!(parent.judge(&changed).unwrap_err().contains("at 512"));
+    }
 }
