@@ -133,6 +133,22 @@ fn bits_before_data(_: &Scenario, trace: &[Op], _: &[Event]) -> Vec<usize> {
     (0..trace.len()).filter(is_it).collect()
 }
 
+/// Bits of a child are set when the sectors that hide the parent's are not durable.
+fn bits_of_a_child_first(_: &Scenario, trace: &[Op], _: &[Event]) -> Vec<usize> {
+    let sets_bits = |op: &Op| match op {
+        Op::Write { bytes, .. } => bytes.len() == 1,
+        Op::Fill { byte, .. } => *byte == 0xff,
+        _ => false,
+    };
+    let next = |number: usize| {
+        let mut behind = trace[number + 1..].iter();
+        behind.find(|it| !matches!(it, Op::Mark(_)))
+    };
+    (0..trace.len())
+        .filter(|&it| is_sync(&trace[it]) && next(it).is_some_and(sets_bits))
+        .collect()
+}
+
 /// A block of a device is not zeroed.
 fn old_bytes(scenario: &Scenario, trace: &[Op], _: &[Event]) -> Vec<usize> {
     let len = u64::from(scenario.block_size);
@@ -232,6 +248,12 @@ fn place_of_the_old_footer() {
 #[test]
 fn bitmap_bit_before_data() {
     assert_caught(&file("clear bits"), bits_before_data, &["not one of"]);
+}
+
+#[test]
+fn bit_of_a_child_before_its_data() {
+    let child = named(child_scenarios(), "child");
+    assert_caught(&child, bits_of_a_child_first, &["not one of"]);
 }
 
 #[test]
