@@ -38,15 +38,19 @@ use crate::{
 };
 
 /// Puts the file `fd` in the place of the device's file. The device has to be read-only and the
-/// guest disk in the new file of the same size, or the new file a child of the device's.
+/// guest disk in the new file of the same size, or the new file a child of the device's. As with the
+/// C driver there is an event, even if nothing came of it, but none for a child.
 pub(crate) fn change_fd(device: &Device, mode: OpenMode, fd: u32) -> Result {
     let file = Arc::new(BackingFile::from_fd(fd)?, GFP_KERNEL)?;
     let disk = device.disk_ref();
     let changing = device.changing()?;
-    if is_read_write(device)? {
-        return snapshot::take(device, mode, &file);
-    }
-    let result = change(device, &file);
+    let result = if !is_read_write(device)? {
+        change(device, &file)
+    } else if let Err(error) = snapshot::take(device, mode, &file) {
+        Err(error)
+    } else {
+        return Ok(());
+    };
     drop(changing);
     disk.suppress_uevents(false);
     if matches!(result, Ok(true)) {
@@ -58,8 +62,7 @@ pub(crate) fn change_fd(device: &Device, mode: OpenMode, fd: u32) -> Result {
 
 fn is_read_write(device: &Device) -> Result<bool> {
     let config = device.config_killable()?;
-    config.bound()?;
-    Ok(!config.has_flag(LO_FLAGS_READ_ONLY))
+    Ok(config.bound().is_ok() && !config.has_flag(LO_FLAGS_READ_ONLY))
 }
 
 /// Returns whether to look for partitions.
