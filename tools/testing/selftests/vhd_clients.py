@@ -92,8 +92,8 @@ def mount_whole_disk(t):
 
 
 @suite.cases(xfs=("mkfs.xfs", "-q"), btrfs=("mkfs.btrfs", "-q"))
-def file_system_without_discard(t, mkfs):
-    """mkfs finds a device that can neither discard nor zero."""
+def other_file_system(t, mkfs):
+    """mkfs discards the device first."""
     path = empty(t, mebibytes=320)
     loop = t.losetup(path)
     before = trees.made_on(t, loop.path, *mkfs)
