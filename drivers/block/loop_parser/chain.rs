@@ -45,19 +45,25 @@ pub(crate) enum Occasion {
 
 /// `VALIDATE`, if the file is a loop device. Nobody else has to wait for anybody. `EINTR` if the
 /// task was killed while it waited.
-pub(crate) fn validation_lock(file: &BackingFile) -> Result<Option<MutexGuard<'static, ()>>> {
+fn validation_lock(file: &BackingFile) -> Result<Option<MutexGuard<'static, ()>>> {
     let on_loop = file.block_device().is_some_and(is_ours);
     on_loop.then(|| VALIDATE.lock_killable()).transpose()
 }
 
 /// Refuses files that lead, or could lead, back to `device`, and what is neither a regular file nor
-/// a block device. The caller holds [`validation_lock`].
+/// a block device. What it found stays so while the result is held, which is `None` if nobody else
+/// can change it.
 ///
 /// # Errors
 ///
 /// `EBADF`: the device itself. `EINVAL`: an unbound loop device, no such file, or a device of the C
-/// driver that is not allowed here.
-pub(crate) fn validate_file(file: &BackingFile, device: &Device, occasion: Occasion) -> Result {
+/// driver that is not allowed here. `EINTR` if the task was killed while it waited.
+pub(crate) fn validate_file(
+    file: &BackingFile,
+    device: &Device,
+    occasion: Occasion,
+) -> Result<Option<MutexGuard<'static, ()>>> {
+    let lock = validation_lock(file)?;
     let mut below: Option<Arc<BackingFile>> = None;
     loop {
         let current = below.as_deref().unwrap_or(file);
@@ -76,7 +82,7 @@ pub(crate) fn validate_file(file: &BackingFile, device: &Device, occasion: Occas
         below = Some(lower.bound_file().ok_or(EINVAL)?);
     }
     match file.kind() {
-        Kind::Regular | Kind::Block => Ok(()),
+        Kind::Regular | Kind::Block => Ok(lock),
         Kind::Other => Err(EINVAL),
     }
 }

@@ -12,7 +12,6 @@ use crate::{
     attributes,
     chain::{
         validate_file,
-        validation_lock,
         Occasion, //
     },
     configure::{
@@ -72,18 +71,14 @@ fn change(device: &Device, file: &Arc<BackingFile>) -> Result<bool> {
         check(&config)?;
         device.choice(&config)
     };
-    {
-        let _validate = validation_lock(file)?;
-        validate_file(file, device, Occasion::Change)?;
-    }
+    drop(validate_file(file, device, Occasion::Change)?);
     // Whichever file is in here at the end is closed after the locks are gone: that can take the
     // `open_mutex` of another disk.
     let mut other = open_image(device, file, &choice, false)?;
     let new_image = other.user.image().clone();
     device.disk_ref().suppress_uevents(true);
     let scan = {
-        let _validate = validation_lock(file)?;
-        validate_file(file, device, Occasion::Change)?;
+        let _validate = validate_file(file, device, Occasion::Change)?;
         let mut config = device.config_killable()?;
         check(&config)?;
         swap(device, &mut config, &mut other)?;

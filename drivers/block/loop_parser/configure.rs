@@ -11,7 +11,6 @@ use crate::{
     attributes,
     chain::{
         validate_file,
-        validation_lock,
         Occasion, //
     },
     device::{
@@ -96,8 +95,7 @@ fn check(device: &Device, file: &BackingFile) -> Result<Choice> {
         }
         device.choice(&config)
     };
-    let _validate = validation_lock(file)?;
-    validate_file(file, device, Occasion::Attach)?;
+    drop(validate_file(file, device, Occasion::Attach)?);
     Ok(choice)
 }
 
@@ -126,8 +124,7 @@ fn bind(
     flags: u32,
     block_size: u32,
 ) -> Result<bool> {
-    let validate = validation_lock(&attached.file)?;
-    validate_file(&attached.file, device, Occasion::Attach)?;
+    let validate = validate_file(&attached.file, device, Occasion::Attach)?;
     let mut config = device.config_killable()?;
     if config.phase() != Phase::Unbound {
         return Err(EBUSY);

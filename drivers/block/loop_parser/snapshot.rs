@@ -15,7 +15,6 @@ use crate::{
     attributes,
     chain::{
         validate_file,
-        validation_lock,
         Occasion, //
     },
     device::{
@@ -63,10 +62,7 @@ pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> 
     if !mode.write() {
         return Err(EPERM);
     }
-    {
-        let _validate = validation_lock(file)?;
-        validate_file(file, device, Occasion::Change)?;
-    }
+    drop(validate_file(file, device, Occasion::Change)?);
     let below = device.config_killable()?.bound()?.user.as_parent()?;
     let opening = Opening {
         device,
