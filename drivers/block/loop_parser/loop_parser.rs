@@ -44,6 +44,7 @@ mod opening;
 pub mod parser;
 mod range;
 mod raw;
+mod retry;
 mod select;
 mod service;
 mod signatures;

@@ -29,6 +29,7 @@ use crate::{
         self,
         Found, //
     },
+    retry,
     sys::{
         file::DioAlign,
         request::{
@@ -44,9 +45,6 @@ type LoopRequest = Request<Device>;
 
 /// Longest read that is served in the submitter's context, in bytes.
 const CACHED_LIMIT: u32 = 64 << 10;
-
-/// How often an I/O to the backing file that failed for a passing reason is tried.
-const ATTEMPTS: u32 = 3;
 
 /// What became of a step.
 enum Step {
@@ -296,14 +294,7 @@ fn transfer(request: &LoopRequest, layer: Layer<'_>, offset: u64, count: u32) ->
         Op::Write => layer.image.exclude_direct_writes(),
         _ => None,
     };
-    let mut moved = Err(EIO);
-    for _ in 0..ATTEMPTS {
-        moved = request.transfer(layer.file, offset, count);
-        if !matches!(moved, Err(EAGAIN | EINTR | ENOMEM)) {
-            break;
-        }
-    }
-    moved
+    retry::data(|| request.transfer(layer.file, offset, count))
 }
 
 /// Writes to guest range `unit`, which has no place yet, as far as the piece reaches into it. When
