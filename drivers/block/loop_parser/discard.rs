@@ -67,7 +67,7 @@ pub(crate) fn serve(request: &Request<Device>, binding: &Binding, how: Discard) 
         Err(EOPNOTSUPP)
     } else {
         discard(layer, range, how).map_err(|error| {
-            layer.image.report(&error);
+            layer.image.report_write(&error);
             Error::from_errno(error.to_io_errno())
         })
     };
@@ -138,6 +138,7 @@ impl Freed {
 // Not inlined, for the stack.
 #[inline(never)]
 fn discard(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result {
+    layer.image.begin_writing(layer.file)?;
     let mut left = range;
     while left.len > 0 {
         let mut freed = Freed::new();

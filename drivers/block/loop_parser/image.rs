@@ -111,6 +111,8 @@ pub(crate) struct Image {
     sequence: Atomic<u32>,
     #[pin]
     group_sync: GroupSync,
+    /// The parser was told that there will be writes.
+    has_begun: AtomicFlag,
     /// Direct writes in flight (read side) against table and buffered writes (write side).
     #[pin]
     gate: RwSemaphore,
@@ -182,6 +184,8 @@ impl Image {
             pending_changed <- new_condvar!("Image::pending_changed"),
             sequence: Atomic::new(0),
             group_sync <- GroupSync::new(),
+            // A raw file is as it is.
+            has_begun: AtomicFlag::new(is_raw),
             gate <- RwSemaphore::new(),
             direct_devices: Atomic::new(0),
             users: Atomic::new(0),
@@ -328,6 +332,15 @@ impl Image {
         }
     }
 
+    /// The same for one who wanted to write. If the image contradicts itself, its parser is asked before
+    /// the next write whether there should be any more.
+    pub(crate) fn report_write(&self, error: &Error) {
+        self.report(error);
+        if matches!(error, Error::Malformed(_)) {
+            self.begin_again();
+        }
+    }
+
     /// Marks the beginning of a change of tables; its end is when the guard is dropped. The caller
     /// holds the image's mutex.
     pub(crate) fn begin_change(&self) -> Change<'_> {
@@ -406,6 +419,33 @@ impl Image {
         }
     }
 
+    /// Tells the parser that there will be writes, unless that was done. May sleep.
+    pub(crate) fn begin_writing(&self, file: &BackingFile) -> Result {
+        if self.has_begun.load(Acquire) {
+            return Ok(());
+        }
+        self.begin_locked(file)
+    }
+
+    /// Tells the parser once more before the next write. The caller holds the image's mutex, or has
+    /// held it since the parser has changed its mind.
+    pub(crate) fn begin_again(&self) {
+        self.has_begun.store(self.is_raw, Relaxed);
+    }
+
+    // Not inlined: it is called once.
+    #[inline(never)]
+    fn begin_locked(&self, file: &BackingFile) -> Result {
+        let mut allocation = self.allocation.lock();
+        if self.has_begun.load(Relaxed) {
+            return Ok(());
+        }
+        let Allocation { alloc, scratch, .. } = &mut *allocation;
+        alloc.begin(&mut LockedTables::new(self, file, scratch))?;
+        self.has_begun.store(true, Release);
+        Ok(())
+    }
+
     fn blocking<T>(
         &self,
         file: &BackingFile,
@@ -441,6 +481,8 @@ impl Image {
         file: &BackingFile,
     ) -> kernel::error::Result {
         if !self.is_raw && !self.is_poisoned() {
+            // Whoever comes next begins anew.
+            self.begin_again();
             let mut tables = LockedTables::new(self, file, &mut allocation.scratch);
             if let Err(error) = allocation.alloc.close(&mut tables) {
                 self.report(&error);

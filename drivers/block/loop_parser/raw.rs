@@ -91,6 +91,10 @@ impl Map for Identity {
 }
 
 impl Allocate for Identity {
+    fn begin(&mut self, _tables: &mut dyn TablesMut) -> contract::Result {
+        Ok(())
+    }
+
     fn reserve(
         &mut self,
         _tables: &mut dyn TablesMut,

@@ -153,10 +153,10 @@ fn bounded(len: u64, limit: u32) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX).min(limit)
 }
 
-/// Fails a request for what is wrong with the image or its file. Its first `done` bytes are good.
+/// Fails a write for what is wrong with the image or its file. Its first `done` bytes are good.
 fn refuse(request: LoopRequest, done: u32, error: Error) -> Step {
     if let Some(binding) = request.binding() {
-        binding.image().report(&error);
+        binding.image().report_write(&error);
     }
     request.fail_after(done, kernel::error::Error::from_errno(error.to_io_errno()));
     Step::Gone
@@ -232,8 +232,10 @@ fn write_piece(request: LoopRequest) -> Step {
     }
     let placement = match place(&request) {
         Some((binding, pos)) => {
-            let image = binding.image();
-            image.resolve_write(binding.file(), pos, u64::from(piece))
+            let (image, file) = (binding.image(), binding.file());
+            image
+                .begin_writing(file)
+                .and_then(|()| image.resolve_write(file, pos, u64::from(piece)))
         }
         None => Err(Error::Store(EIO.to_errno())),
     };

@@ -171,6 +171,8 @@ impl ImageUser {
     /// that one who joins now waits.
     fn leave_writers(&self) {
         let mut allocation = self.image.allocation.lock();
+        // Before the others are counted: who joins later begins anew, when this is done.
+        self.image.begin_again();
         if IMAGES.lock().writers(&self.image) == 1 && !self.image.is_raw() {
             // The outcome is in the log, and there is nobody to tell.
             let _ = self.image.finish(&mut allocation, &self.file);

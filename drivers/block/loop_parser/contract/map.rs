@@ -211,6 +211,17 @@ pub enum Discarded {
 /// Holds O(1) cursors only, never a copy of tables. A failed call leaves the image as valid as it
 /// was, and the same call may be made again later (space may have been made in the meantime).
 pub trait Allocate: Send {
+    /// Called before the first write or discard of an attached image, be it in place, and again after
+    /// a failed call, after [`Allocate::close`], when one of several writers has gone, or when a write
+    /// or discard has met something [malformed](super::Error::Malformed): who then fails every time
+    /// ends all writing. Never called for a read-only device. For changes of the header that have to
+    /// be durable before the first write: it has to sync them itself.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Allocate::reserve`]; the write fails.
+    fn begin(&mut self, tables: &mut dyn TablesMut) -> Result;
+
     /// Makes room for a guest write that begins at `pos` and for which [`Map::resolve_write`]
     /// answered [`Placement::Allocate`]. Looks again before it does anything: another writer may
     /// have been faster.

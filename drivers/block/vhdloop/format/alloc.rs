@@ -92,6 +92,11 @@ impl VhdAllocator {
 }
 
 impl Allocate for VhdAllocator {
+    /// Nothing in the header says that an image is in use.
+    fn begin(&mut self, _tables: &mut dyn TablesMut) -> Result {
+        Ok(())
+    }
+
     /// In a dynamic image room is made for the whole block or chunk of `pos`, in a differencing one
     /// for the sectors asked for.
     fn reserve(&mut self, tables: &mut dyn TablesMut, pos: u64, len: u64) -> Result<Reserved> {

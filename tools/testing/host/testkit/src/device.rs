@@ -24,6 +24,7 @@ pub struct Device {
     alloc: Box<dyn Allocate>,
     parent: Option<Box<Device>>,
     is_careless: bool,
+    has_begun: bool,
 }
 
 /// A part of a guest write that waits for its place to be published.
@@ -45,6 +46,7 @@ impl Device {
             alloc,
             parent: None,
             is_careless: false,
+            has_begun: false,
         }
     }
 
@@ -139,8 +141,18 @@ impl Device {
         Ok(())
     }
 
+    /// Tells the parser, once, that there will be writes.
+    fn begin_writing(&mut self) -> Result {
+        if !self.has_begun {
+            self.alloc.begin(&mut self.store)?;
+            self.has_begun = true;
+        }
+        Ok(())
+    }
+
     /// Takes the first steps of a guest write, up to where its place is reserved.
     pub fn begin(&mut self, pos: u64, data: &[u8]) -> Result<Begun> {
+        self.begin_writing()?;
         let mut retries = 0;
         loop {
             let left = data.len() as u64;
@@ -210,6 +222,7 @@ impl Device {
 
     /// Does so with the start of a range. Panics if the answer breaks the contract.
     fn discard_step(&mut self, pos: u64, len: u64, how: Discard) -> Result<u64> {
+        self.begin_writing()?;
         let range = Range { pos, len };
         let discarded = self
             .alloc
@@ -261,6 +274,7 @@ impl Device {
 
     /// As [`Device::close`], but the device stays usable.
     pub fn trim(&mut self) -> Result {
+        self.has_begun = false;
         self.alloc.close(&mut self.store)
     }
 
