@@ -25,6 +25,7 @@
 #include <linux/rwsem.h>
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
+#include <linux/srcu.h>
 #include <linux/swap.h>
 #include <linux/statfs.h>
 #include <linux/workqueue.h>
@@ -444,6 +445,21 @@ void lp_init_deferrable_work(struct delayed_work *work, work_func_t func)
 bool lp_schedule_delayed_work(struct delayed_work *work, unsigned int seconds)
 {
 	return schedule_delayed_work(work, secs_to_jiffies(seconds));
+}
+
+int lp_init_srcu(struct srcu_struct *srcu)
+{
+	return init_srcu_struct(srcu);
+}
+
+int lp_srcu_down_read(struct srcu_struct *srcu)
+{
+	return srcu_down_read(srcu);
+}
+
+void lp_srcu_up_read(struct srcu_struct *srcu, int index)
+{
+	srcu_up_read(srcu, index);
 }
 
 int lp_request_module(const char *name)

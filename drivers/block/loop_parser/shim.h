@@ -10,6 +10,7 @@
 #include <linux/blk-mq.h>
 #include <linux/fs.h>
 #include <linux/pagemap.h>
+#include <linux/srcu.h>
 #include <linux/workqueue.h>
 
 /* Module parameters, which a front module declares: see front/params.h. */
@@ -115,6 +116,9 @@ bool lp_queue_work(struct workqueue_struct *wq, struct work_struct *work);
 struct workqueue_struct *lp_alloc_workqueue(int number);
 void lp_init_deferrable_work(struct delayed_work *work, work_func_t func);
 bool lp_schedule_delayed_work(struct delayed_work *work, unsigned int seconds);
+int lp_init_srcu(struct srcu_struct *srcu);
+int lp_srcu_down_read(struct srcu_struct *srcu);
+void lp_srcu_up_read(struct srcu_struct *srcu, int index);
 int lp_request_module(const char *name);
 void lp_cond_resched(void);
 

@@ -11,6 +11,7 @@ pub(crate) mod bdev;
 pub(crate) mod cgroup;
 pub(crate) mod creds;
 pub(crate) mod disk;
+pub(crate) mod epoch;
 pub(crate) mod file;
 pub(crate) mod frozen;
 pub(crate) mod globals;

@@ -40,6 +40,10 @@ use super::{
         disk_of_queue,
         DiskOps, //
     },
+    epoch::{
+        self,
+        Epochs, //
+    },
     file::BackingFile,
     peek::Folio,
     rwsem::RwSemaphore, //
@@ -60,6 +64,9 @@ pub(super) struct Command {
     result: c_long,
     /// Held for reading while a direct write is in flight.
     gate: *const RwSemaphore,
+    /// Entered for the piece at the cursor; null: not entered.
+    epochs: *const Epochs,
+    epoch: i32,
     is_write: bool,
 }
 
@@ -140,6 +147,8 @@ impl<T: DiskOps> Request<T> {
                     refs: Atomic::new(0),
                     result: 0,
                     gate: core::ptr::null(),
+                    epochs: core::ptr::null(),
+                    epoch: 0,
                     is_write: false,
                 });
         }
@@ -237,6 +246,34 @@ impl<T: DiskOps> Request<T> {
         unsafe {
             let disk = disk_of_queue::<T>((*self.raw.as_ptr()).q);
             disk.binding().get()
+        }
+    }
+
+    /// Enters the epoch of what `pick` picks of the binding. Left with [`Request::leave_epoch`], when
+    /// a direct I/O has ended, and with the request.
+    pub(crate) fn enter_epoch(
+        &self,
+        pick: impl for<'b> FnOnce(&'b T::Binding) -> Option<&'b Epochs>,
+    ) {
+        self.leave_epoch();
+        let Some(epoch) = self.binding().and_then(pick).map(Epochs::enter) else {
+            return;
+        };
+        let command = self.command();
+        // SAFETY: By the invariant the command is initialised, and only we use it.
+        unsafe { ((*command).epochs, (*command).epoch) = epoch.into_raw() };
+    }
+
+    /// Leaves the epoch, if one was entered. From any context.
+    pub(crate) fn leave_epoch(&self) {
+        let command = self.command();
+        // SAFETY: By the invariant the command is ours. If it has epochs, these are part of the
+        // binding, which stays until the request ends, and were entered and not left.
+        unsafe {
+            let epochs = core::mem::replace(&mut (*command).epochs, core::ptr::null());
+            if !epochs.is_null() {
+                epoch::leave(epochs, (*command).epoch);
+            }
         }
     }
 
@@ -635,10 +672,12 @@ impl<T: DiskOps> Request<T> {
                 (*gate).up_read();
             }
         }
+        self.leave_epoch();
     }
 
     /// Ends the request.
     pub(crate) fn end(self, result: Result) {
+        self.leave_epoch();
         // SAFETY: By the invariant the request is ours to end, once; `into_raw` gives it up.
         unsafe {
             let status = status(result);
@@ -668,6 +707,7 @@ impl<T: DiskOps> Request<T> {
 
 impl<T: DiskOps> Drop for Request<T> {
     fn drop(&mut self) {
+        self.leave_epoch();
         // A request that nobody ended would hang its submitter for ever.
         // SAFETY: By the invariant the request is ours to end.
         unsafe { bindings::blk_mq_end_request(self.raw.as_ptr(), bindings::LP_BLK_STS_IOERR) };
