@@ -13,7 +13,10 @@
 
 use core::marker::PhantomData;
 
-use kernel::error::code::EIO;
+use kernel::error::code::{
+    EIO,
+    ENOSPC, //
+};
 
 use crate::{
     contract::{
@@ -26,9 +29,14 @@ use crate::{
     },
     image::{
         Allocation,
-        Image, //
+        Image,
+        Layer, //
     },
     layers,
+    reclaim::{
+        self,
+        UnlinkedList, //
+    },
     sys::{
         file::BackingFile,
         io, //
@@ -60,6 +68,13 @@ impl Pending {
         let free = self.0.iter().position(Option::is_none)?;
         *self.0.get_mut(free)? = Some((start, end));
         Some(free)
+    }
+
+    /// How many of `len` bytes from `pos` on nobody is allocating.
+    pub(crate) fn free_from(&self, pos: u64, len: u64) -> u64 {
+        let ranges = self.0.iter().flatten().filter(|range| range.1 > pos);
+        let starts = ranges.map(|range| range.0.saturating_sub(pos));
+        starts.min().map_or(len, |start| start.min(len))
     }
 
     fn leave(&mut self, slot: usize) {
@@ -95,11 +110,55 @@ struct Inner<'a> {
     written: Range,
 }
 
-/// Reserves space for the allocation unit at guest range `pos..pos + len`, on behalf of a write of
-/// `count` bytes at `at`. `None`: nothing is needed any more, resolve again.
+/// Reserves space for the allocation unit at guest range `unit` (start, length), on behalf of a write of
+/// `count` bytes at `at`. `None`: resolve again, as that need not be so any more.
+///
+/// # Errors
+///
+/// Those of [`Allocate::reserve`](contract::Allocate::reserve).
 // Not inlined, for the stack of the I/O path.
 #[inline(never)]
-pub(crate) fn reserve<'a>(
+pub(crate) fn make_room(
+    layer: Layer<'_>,
+    unit: (u64, u64),
+    at: u64,
+    count: u64,
+) -> Result<Option<Allocating<'_, state::Reserved>>> {
+    let no_space = Error::Store(ENOSPC.to_errno());
+    match reserve(layer.image, layer.file, unit, at, count) {
+        // There may be room that is about to be given back.
+        Err(error) if error == no_space && reclaim::give_back_now(layer)? => Ok(None),
+        answer => answer,
+    }
+}
+
+/// The guest's bytes, `len` at position `at`, are in the page cache: completes, syncs and publishes them,
+/// and gives back what they take the place of, if it is time for that.
+// Not inlined, for the stack of the I/O path.
+#[inline(never)]
+pub(crate) fn finish(
+    layer: Layer<'_>,
+    space: Allocating<'_, state::Reserved>,
+    at: u64,
+    len: u64,
+) -> Result {
+    let written = space.complete(at, len)?;
+    publish(layer, written.make_durable()?)
+}
+
+#[inline(never)]
+fn publish(layer: Layer<'_>, written: Allocating<'_, state::Durable>) -> Result {
+    let mut unlinked = UnlinkedList::new();
+    written.publish(&mut unlinked)?;
+    // The write is done. If the sync fails, so does the next flush.
+    let _ = reclaim::give_back(layer, &unlinked);
+    Ok(())
+}
+
+/// See [`make_room`].
+// Not inlined, for the stack of the I/O path.
+#[inline(never)]
+fn reserve<'a>(
     image: &'a Image,
     file: &'a BackingFile,
     unit: (u64, u64),
@@ -261,18 +320,28 @@ impl<'a> Allocating<'a, state::Written> {
 }
 
 impl Allocating<'_, state::Durable> {
-    /// Stores the pointer: from now on the guest range is allocated.
-    pub(crate) fn publish(mut self) -> Result {
+    /// Stores the pointer: from now on the guest range is allocated. If it is time to give back what
+    /// pointers have pointed to, that is put into `full`, which is empty before.
+    #[inline(never)]
+    fn publish(mut self, full: &mut UnlinkedList) -> Result {
         let inner = &mut self.inner;
         let Some(space) = inner.space else {
             return Ok(());
         };
         let mut allocation = inner.image.allocation.lock();
-        let Allocation { alloc, scratch, .. } = &mut *allocation;
+        let Allocation {
+            alloc,
+            unlinked,
+            scratch,
+            ..
+        } = &mut *allocation;
         let mut tables = LockedTables::new(inner.image, inner.file, scratch);
-        alloc.publish(&mut tables, &space, inner.written)?;
+        let old = alloc.publish(&mut tables, &space, inner.written)?;
         // Published: no longer ours to give back.
         inner.space = None;
+        if let Some(old) = old {
+            unlinked.push(old, full);
+        }
         Ok(())
     }
 }

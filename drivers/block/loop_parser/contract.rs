@@ -30,13 +30,15 @@ pub use map::{
     Disk,
     Extent,
     Features,
+    HostRange,
     Identity,
     Map,
     Placement,
     Range,
     Reservation,
     Reserved,
-    State, //
+    State,
+    Unlinked, //
 };
 pub use parent::Parent;
 pub use probe::{

@@ -3,11 +3,7 @@
 //! Discards and write-zeroes.
 //!
 //! A raw file gets a hole. Of an image the parser says what becomes of a range: bytes that lie in the
-//! file are made to read as zero there; space that lost its pointer is given back when that is
-//! durable, many pieces after one sync.
-//!
-//! Space that was given back is not used again while the image is attached, so it does not matter
-//! who still reads or writes there for a request that was sent before the discard had ended.
+//! file are made to read as zero there; space that lost its pointer is given back (`reclaim.rs`).
 
 use kernel::prelude::*;
 
@@ -17,6 +13,7 @@ use crate::{
         Discard,
         Discarded,
         Range,
+        Unlinked,
         SECTOR_SIZE, //
     },
     device::{
@@ -27,11 +24,19 @@ use crate::{
         Allocation,
         Layer, //
     },
+    reclaim::{
+        self,
+        UnlinkedList, //
+    },
     sys::{
         bindings::{
             LP_FALLOC_FL_KEEP_SIZE,
             LP_FALLOC_FL_PUNCH_HOLE,
             LP_FALLOC_FL_ZERO_RANGE, //
+        },
+        epoch::{
+            Epoch,
+            Epochs, //
         },
         io,
         limits,
@@ -42,9 +47,6 @@ use crate::{
         LockedTables, //
     }, //
 };
-
-/// Pieces of space that are given back after one sync.
-const BATCH: usize = 8;
 
 /// Serves a discard or write-zeroes.
 pub(crate) fn serve(request: &Request<Device>, binding: &Binding, how: Discard) -> Result {
@@ -95,102 +97,83 @@ fn fallocate(layer: Layer<'_>, mode: i32, range: Range) -> Result {
     layer.file.fallocate(mode, range.pos, range.len)
 }
 
-/// Host ranges whose pointers were removed.
-struct Freed {
-    ranges: [Range; BATCH],
-    count: usize,
-}
-
-impl Freed {
-    const fn new() -> Self {
-        Self {
-            ranges: [Range { pos: 0, len: 0 }; BATCH],
-            count: 0,
-        }
-    }
-
-    fn push(&mut self, range: Range) {
-        if let Some(slot) = self.ranges.get_mut(self.count) {
-            *slot = range;
-            self.count = self.count.saturating_add(1);
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.count == BATCH
-    }
-
-    /// Gives the space back, once nothing durable points to it.
-    fn give_back(&self, layer: Layer<'_>) -> contract::Result {
-        if self.count == 0 {
-            return Ok(());
-        }
-        layer.image.sync_together(layer.file).map_err(store_error)?;
-        for range in self.ranges.iter().take(self.count) {
-            // What cannot be punched is lost until a tool compacts the image; it is not used again.
-            let _ = fallocate(layer, LP_FALLOC_FL_PUNCH_HOLE, *range);
-        }
-        Ok(())
-    }
-}
-
-/// Deals with a range of an image, in whole sectors.
+/// Deals with a range of an image, in whole sectors. What it frees is given back when it returns.
 // Not inlined, for the stack.
 #[inline(never)]
 fn discard(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result {
+    let impossible = contract::Error::malformed("parser discarded an impossible range", 0);
     layer.image.begin_writing(layer.file)?;
     let mut left = range;
-    while left.len > 0 {
-        let mut freed = Freed::new();
-        let result = collect(layer, &mut left, how, &mut freed);
-        freed.give_back(layer)?;
-        result?;
+    let mut result = Ok(());
+    while left.len > 0 && result.is_ok() {
+        result = step(layer, left, how).and_then(|len| {
+            if len == 0 {
+                return Err(impossible);
+            }
+            left.pos = left.pos.checked_add(len).ok_or(impossible)?;
+            left.len = left.len.saturating_sub(len);
+            Ok(())
+        });
     }
-    Ok(())
+    reclaim::give_back_all(layer)?;
+    result
 }
 
-/// Deals with the start of a range, until there is enough to give back or the range is empty.
-fn collect(
-    layer: Layer<'_>,
-    left: &mut Range,
-    how: Discard,
-    freed: &mut Freed,
-) -> contract::Result {
-    let impossible = contract::Error::malformed("parser discarded an impossible range", 0);
-    while left.len > 0 && !freed.is_full() {
-        let len = match step(layer, *left, how)? {
-            Discarded::Done { len } => len,
-            Discarded::Zero { offset, len } => {
-                let len = len.min(left.len);
-                zero(layer, Range { pos: offset, len }, how)?;
-                len
-            }
-            Discarded::Freed { len, offset, space } => {
-                freed.push(Range {
-                    pos: offset,
-                    len: space,
-                });
-                len
-            }
-        };
-        if len == 0 {
-            return Err(impossible);
+/// Deals with the start of a range. Returns how much that was.
+#[inline(never)]
+fn step(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result<u64> {
+    // Until zeros are where the range lies, that place is not to become another's.
+    let (discarded, _epoch) = ask(layer, range, how)?;
+    match discarded {
+        Discarded::Done { len } => Ok(len),
+        Discarded::Zero { offset, len } => {
+            let len = len.min(range.len);
+            zero(layer, Range { pos: offset, len }, how)?;
+            Ok(len)
         }
-        left.pos = left.pos.checked_add(len).ok_or(impossible)?;
-        left.len = left.len.saturating_sub(len);
+        Discarded::Freed { len, space } => {
+            unlink(layer, space)?;
+            Ok(len)
+        }
     }
-    Ok(())
 }
 
-/// What the parser makes of the start of a range.
+/// Gives space back, soon.
+#[inline(never)]
+fn unlink(layer: Layer<'_>, space: Unlinked) -> contract::Result {
+    let mut full = UnlinkedList::new();
+    let mut allocation = layer.image.allocation.lock();
+    allocation.unlinked.push(space, &mut full);
+    drop(allocation);
+    reclaim::give_back(layer, &full)
+}
+
+/// What the parser makes of the start of a range. Those who are allocating in it copy what was there
+/// before, and would bring it back: they are waited for.
 // Not inlined, for the stack.
 #[inline(never)]
-fn step(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result<Discarded> {
-    let size = layer.image.size(layer.file);
-    let mut allocation = layer.image.allocation.lock();
+fn ask(
+    layer: Layer<'_>,
+    range: Range,
+    how: Discard,
+) -> contract::Result<(Discarded, Option<Epoch<'_>>)> {
+    let Layer { image, file } = layer;
+    let size = image.size(file);
+    let mut allocation = image.allocation.lock();
+    let len = loop {
+        match allocation.pending.free_from(range.pos, range.len) {
+            0 => image.pending_changed.wait(&mut allocation),
+            len => break len,
+        }
+    };
+    let range = Range { len, ..range };
+    let epoch = image.epochs().map(Epochs::enter);
     let Allocation { alloc, scratch, .. } = &mut *allocation;
-    let mut tables = LockedTables::new(layer.image, layer.file, scratch);
-    alloc.discard(&mut tables, range, size, how)
+    let mut tables = LockedTables::new(image, file, scratch);
+    let discarded = alloc.discard(&mut tables, range, size, how)?;
+    // Only who has something to zero stays inside.
+    let is_zero = matches!(discarded, Discarded::Zero { .. });
+    Ok((discarded, epoch.filter(|_| is_zero)))
 }
 
 /// Makes a range of the file read as zero: by a hole if the file system has them, else with zeros,

@@ -61,8 +61,10 @@ use crate::{
         BoundParser, //
     },
     range::GuestRange,
+    reclaim::UnlinkedList,
     select::Choice,
     sys::{
+        epoch::Epochs,
         file::BackingFile,
         rwsem::{
             RwSemaphore,
@@ -84,6 +86,8 @@ pub(crate) struct Allocation {
     pub(crate) alloc: KBox<dyn Allocate>,
     /// Allocation units that somebody is writing the first data of.
     pub(crate) pending: Pending,
+    /// Space that lost its pointer and was not given back yet.
+    pub(crate) unlinked: UnlinkedList,
     /// Scratch memory for table writes; a raw file has no tables, and gets none.
     pub(crate) scratch: KVec<u8>,
 }
@@ -105,12 +109,17 @@ pub(crate) struct Image {
     parents: KVec<ImageUser>,
     #[pin]
     pub(crate) allocation: Mutex<Allocation>,
+    /// An allocation is done, or space was given back.
     #[pin]
     pub(crate) pending_changed: CondVar,
     /// Odd while tables are being written.
     sequence: Atomic<u32>,
     #[pin]
     group_sync: GroupSync,
+    /// Requests that may be on their way to space that was resolved; `None` if space is not reused.
+    epochs: Option<Pin<KBox<Epochs>>>,
+    /// How often space was given back.
+    reclaimed: Atomic<u32>,
     /// The parser was told that there will be writes.
     has_begun: AtomicFlag,
     /// Direct writes in flight (read side) against table and buffered writes (write side).
@@ -167,6 +176,10 @@ impl Image {
         let is_raw = parser.is_raw();
         let scratch = if is_raw { 0 } else { SCRATCH_SIZE };
         let scratch = KVec::from_elem(0, scratch, GFP_KERNEL)?;
+        let epochs = match attached.disk.features.reuses_space {
+            true => Some(KBox::pin_init(Epochs::new(), GFP_KERNEL)?),
+            false => None,
+        };
         let image = pin_init!(Self {
             key: file.inode_key(),
             number,
@@ -179,11 +192,14 @@ impl Image {
             allocation <- new_mutex!(Allocation {
                 alloc: attached.alloc,
                 pending: Pending::new(),
+                unlinked: UnlinkedList::new(),
                 scratch,
             }, "Image::allocation"),
             pending_changed <- new_condvar!("Image::pending_changed"),
             sequence: Atomic::new(0),
             group_sync <- GroupSync::new(),
+            epochs,
+            reclaimed: Atomic::new(0),
             // A raw file is as it is.
             has_begun: AtomicFlag::new(is_raw),
             gate <- RwSemaphore::new(),
@@ -197,6 +213,16 @@ impl Image {
             parser,
         });
         Arc::pin_init(image, GFP_KERNEL)
+    }
+
+    /// What requests enter before they are resolved, and those wait for who give space back.
+    pub(crate) fn epochs(&self) -> Option<&Epochs> {
+        self.epochs.as_deref()
+    }
+
+    /// Space is about to be given back. The caller holds the image's mutex.
+    pub(crate) fn count_reclaim(&self) {
+        self.reclaimed.fetch_add(1, Full);
     }
 
     /// Identity of the inode; see [`BackingFile::inode_key`].

@@ -13,7 +13,8 @@
 //! | `signatures`, `select`, `raw` | which parser serves a file |
 //! | `image`, `images`, `user` | what devices on one file share; all of them; their users |
 //! | `layers`, `opening`, `chain` | images on images: reading through them, opening them, cycles |
-//! | `tables`, `range`, `allocation`, `group_sync`, `discard` | tables; making and giving back room |
+//! | `tables`, `range`, `allocation`, `group_sync` | tables; making room |
+//! | `discard`, `reclaim` | discards; giving back room |
 //! | `lanes`, `service` | handing requests to workers; serving them |
 //! | `device`, `configure`, `change`, `snapshot`, `unbind`, `status`, `geometry` | a device and its life |
 //! | `front`, `instance` | front modules, and what the driver runs for one of them |
@@ -44,6 +45,7 @@ mod opening;
 pub mod parser;
 mod range;
 mod raw;
+mod reclaim;
 mod retry;
 mod select;
 mod service;

@@ -13,6 +13,7 @@ use crate::{
         Disk,
         Error,
         Extent,
+        HostRange,
         Map,
         Placement,
         Probe,
@@ -21,6 +22,7 @@ use crate::{
         Reserved,
         Tables,
         TablesMut,
+        Unlinked,
         Verdict, //
     },
     parser::{
@@ -109,8 +111,8 @@ impl Allocate for Identity {
         _tables: &mut dyn TablesMut,
         _space: &Reservation,
         _written: Range,
-    ) -> contract::Result {
-        Ok(())
+    ) -> contract::Result<Option<Unlinked>> {
+        Ok(None)
     }
 
     fn release(&mut self, _space: &Reservation) {}
@@ -127,6 +129,14 @@ impl Allocate for Identity {
             offset: range.pos,
             len: range.len,
         })
+    }
+
+    fn reclaim(
+        &mut self,
+        _tables: &mut dyn TablesMut,
+        _space: Unlinked,
+    ) -> contract::Result<Option<HostRange>> {
+        Ok(None)
     }
 
     fn close(&mut self, _tables: &mut dyn TablesMut) -> contract::Result {

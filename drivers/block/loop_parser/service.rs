@@ -31,6 +31,7 @@ use crate::{
     },
     retry,
     sys::{
+        epoch::Epochs,
         file::DioAlign,
         request::{
             Direct,
@@ -60,6 +61,7 @@ pub(crate) fn serve_cached(request: LoopRequest) -> Option<LoopRequest> {
     if request.op() != Op::Read || request.len() > CACHED_LIMIT {
         return Some(request);
     }
+    request.enter_epoch(epochs);
     let complete = match request.binding() {
         Some(binding) if binding.serves_cached_reads() => copy_cached(&request, binding),
         _ => false,
@@ -68,7 +70,13 @@ pub(crate) fn serve_cached(request: LoopRequest) -> Option<LoopRequest> {
         request.end(Ok(()));
         return None;
     }
+    request.leave_epoch();
     Some(request)
+}
+
+/// What a request enters before a piece of it is resolved: see `reclaim.rs`.
+fn epochs(binding: &Binding) -> Option<&Epochs> {
+    binding.image().epochs()
 }
 
 /// Copies pieces until the request is complete or something is not in the page cache.
@@ -111,7 +119,7 @@ pub(crate) fn serve(request: LoopRequest) {
         let result = match request.op() {
             Op::Read => {
                 match read_piece(request) {
-                    Step::Next(next) => request = next,
+                    Step::Next(next) => request = left(next),
                     Step::Gone => return,
                 }
                 continue;
@@ -119,7 +127,7 @@ pub(crate) fn serve(request: LoopRequest) {
             _ if binding.is_read_only() && request.op() != Op::Flush => Err(EIO),
             Op::Write => {
                 match write_piece(request) {
-                    Step::Next(next) => request = next,
+                    Step::Next(next) => request = left(next),
                     Step::Gone => return,
                 }
                 continue;
@@ -134,6 +142,12 @@ pub(crate) fn serve(request: LoopRequest) {
         };
         return request.end(result);
     }
+}
+
+/// A piece of the request was moved.
+fn left(request: LoopRequest) -> LoopRequest {
+    request.leave_epoch();
+    request
 }
 
 /// Goes on with a request whose direct I/O has ended. Returns it if there is more to do; may run
@@ -200,6 +214,7 @@ fn read_piece(request: LoopRequest) -> Step {
         request.end(Ok(()));
         return Step::Gone;
     }
+    request.enter_epoch(epochs);
     let found = match place(&request) {
         Some((binding, pos)) => {
             layers::find_blocking(binding.image(), binding.file(), pos, u64::from(piece))
@@ -233,9 +248,10 @@ fn write_piece(request: LoopRequest) -> Step {
     let placement = match place(&request) {
         Some((binding, pos)) => {
             let (image, file) = (binding.image(), binding.file());
-            image
-                .begin_writing(file)
-                .and_then(|()| image.resolve_write(file, pos, u64::from(piece)))
+            image.begin_writing(file).and_then(|()| {
+                request.enter_epoch(epochs);
+                image.resolve_write(file, pos, u64::from(piece))
+            })
         }
         None => Err(Error::Store(EIO.to_errno())),
     };
@@ -243,11 +259,15 @@ fn write_piece(request: LoopRequest) -> Step {
         Ok(Placement::InPlace { offset, len }) => {
             move_data(request, 0, offset, bounded(len, piece))
         }
-        Ok(Placement::Allocate { pos, len }) => match write_new(&request, (pos, len)) {
-            Ok(()) => Step::Next(request),
-            // What was written to unpublished space is not there.
-            Err(error) => refuse(request, done, error),
-        },
+        Ok(Placement::Allocate { pos, len }) => {
+            // Nobody inside waits for other allocations.
+            request.leave_epoch();
+            match write_new(&request, (pos, len)) {
+                Ok(()) => Step::Next(request),
+                // What was written to unpublished space is not there.
+                Err(error) => refuse(request, done, error),
+            }
+        }
         Err(error) => refuse(request, done, error),
     }
 }
@@ -307,15 +327,15 @@ fn write_new(request: &LoopRequest, unit: (u64, u64)) -> crate::contract::Result
     let io_error = Error::Store(EIO.to_errno());
     let (binding, at) = place(request).ok_or(io_error)?;
     let (image, file) = (binding.image(), binding.file());
+    let layer = Layer { image, file };
     let want = u64::from(request.piece());
-    let Some(space) = allocation::reserve(image, file, unit, at, want)? else {
+    let Some(space) = allocation::make_room(layer, unit, at, want)? else {
         return Ok(());
     };
     let (offset, room) = space.place(at)?;
     let count = bounded(room, request.piece());
-    write_all(request, Layer { image, file }, offset, count)?;
-    let written = space.complete(at, u64::from(count))?;
-    written.make_durable()?.publish()
+    write_all(request, layer, offset, count)?;
+    allocation::finish(layer, space, at, u64::from(count))
 }
 
 /// Writes `count` bytes from the cursor to host offset `offset`.

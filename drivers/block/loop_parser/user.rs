@@ -14,11 +14,15 @@ use kernel::{
 };
 
 use crate::{
-    image::Image,
+    image::{
+        Image,
+        Layer, //
+    },
     images::{
         Use,
         Wanted, //
     },
+    reclaim,
     sys::{
         file::BackingFile,
         globals::IMAGES, //
@@ -162,14 +166,28 @@ impl ImageUser {
 
     /// Gives back what was reserved for writes and makes everything durable, while nobody writes.
     pub(crate) fn finish(&self) -> Result {
+        self.give_back();
         self.image
             .finish(&mut self.image.allocation.lock(), &self.file)
+    }
+
+    /// Gives space back that lost its pointer. What fails is in the log, and leaks.
+    fn give_back(&self) {
+        let layer = Layer {
+            image: &self.image,
+            file: &self.file,
+        };
+        if !self.image.is_raw() && !self.image.is_poisoned() {
+            let _ = reclaim::give_back_all(layer);
+        }
     }
 
     /// The end of a writer. The last one finishes the image, still counted as a writer, so that
     /// nobody else writes the file through another parser meanwhile, and with the image locked, so
     /// that one who joins now waits.
     fn leave_writers(&self) {
+        // Before the image is locked: see `reclaim.rs`. If others still write, it is no loss.
+        self.give_back();
         let mut allocation = self.image.allocation.lock();
         // Before the others are counted: who joins later begins anew, when this is done.
         self.image.begin_again();

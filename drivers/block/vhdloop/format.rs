@@ -163,6 +163,7 @@ fn describe(chosen: &Chosen, (size, size_source): (u64, &'static str), unit: u64
             discard: true,
             // No sector of a differencing image can be made zero that it does not have itself.
             write_zeroes: kind != Kind::Differencing,
+            reuses_space: false,
         },
     }
 }

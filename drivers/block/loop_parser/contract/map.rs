@@ -33,6 +33,10 @@ pub struct Features {
     pub discard: bool,
     /// It can be called for write-zeroes, too: it leaves zeros and nothing else.
     pub write_zeroes: bool,
+    /// [`Allocate::reclaim`] can make space free for [`Allocate::reserve`]: the driver keeps track of
+    /// requests in flight, and waits for those that may have resolved to it. Without this it does not
+    /// wait, and space that was given back must not be handed out again while the image is attached.
+    pub reuses_space: bool,
 }
 
 /// What the driver has to know about an attached disk.
@@ -157,6 +161,25 @@ pub enum Reserved {
     Ready,
 }
 
+/// Host space that nothing in the tables points to any more. Whether that is durable, and whether
+/// somebody is still on the way there, the driver sees to before it calls [`Allocate::reclaim`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unlinked {
+    /// Host offset in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// A range of the image file, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostRange {
+    /// Host offset of its first byte.
+    pub offset: u64,
+    /// Its length.
+    pub len: u64,
+}
+
 /// A range of the guest disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Range {
@@ -193,15 +216,13 @@ pub enum Discarded {
         /// Length in bytes.
         len: u64,
     },
-    /// Their pointer was removed from the tables, and they read as zero. When that is durable, the
-    /// driver gives the space back. The image does not use it again.
+    /// Their pointer was removed from the tables, and they read as zero. The driver gives the space
+    /// back through [`Allocate::reclaim`].
     Freed {
         /// Length in bytes.
         len: u64,
-        /// Host offset in bytes of the space that nothing points to any more.
-        offset: u64,
-        /// Its length in bytes.
-        space: u64,
+        /// What the pointer pointed to.
+        space: Unlinked,
     },
 }
 
@@ -229,13 +250,13 @@ pub trait Allocate: Send {
 
     /// Stores the pointer to `space`, or to that part of it that was `written`: whole granules. The
     /// driver calls this after the guest's bytes are in the page cache, and durable if `space`
-    /// asked for it.
+    /// asked for it. Answers what the old pointer pointed to, if that is to be given back.
     fn publish(
         &mut self,
         tables: &mut dyn TablesMut,
         space: &Reservation,
         written: Range,
-    ) -> Result;
+    ) -> Result<Option<Unlinked>>;
 
     /// Gives `space` back unpublished: its data could not be written.
     fn release(&mut self, space: &Reservation);
@@ -254,6 +275,17 @@ pub trait Allocate: Send {
         size: u64,
         how: Discard,
     ) -> Result<Discarded>;
+
+    /// Takes back space that [`Allocate::publish`] or [`Allocate::discard`] has unlinked: drops what
+    /// counts it. The removal of the pointer is durable, and, of an image that
+    /// [reuses space](Features::reuses_space), no request is in flight any more that may have
+    /// resolved to it. Answers what part of it may be punched now; the driver does that before
+    /// anything else is asked of the parser. Afterwards it may be handed out again by
+    /// [`Allocate::reserve`].
+    ///
+    /// Space that was unlinked is lost until a tool finds it if this is not called, or fails.
+    fn reclaim(&mut self, tables: &mut dyn TablesMut, space: Unlinked)
+        -> Result<Option<HostRange>>;
 
     /// Called when the last read-write device of the image goes away, after its last write: trims
     /// what was reserved and not used. Not called after a failed sync. Crash-safe like everything.

@@ -38,11 +38,13 @@ use loop_parser::contract::{
     Discard,
     Discarded,
     Error,
+    HostRange,
     Range,
     Reservation,
     Reserved,
     Result,
-    TablesMut, //
+    TablesMut,
+    Unlinked, //
 };
 
 use super::{
@@ -114,14 +116,15 @@ impl Allocate for VhdAllocator {
         tables: &mut dyn TablesMut,
         space: &Reservation,
         written: Range,
-    ) -> Result {
+    ) -> Result<Option<Unlinked>> {
         match &mut self.0 {
             Some(blocks) if blocks.layout.has_parent => {
-                blocks.publish_sectors(tables, space, written)
+                blocks.publish_sectors(tables, space, written)?;
             }
-            Some(blocks) => blocks.publish_block(tables, space),
-            None => Err(OUTSIDE),
+            Some(blocks) => blocks.publish_block(tables, space)?,
+            None => return Err(OUTSIDE),
         }
+        Ok(None)
     }
 
     /// The block of a differencing image's sectors stays: it shows nothing but the parent.
@@ -152,6 +155,16 @@ impl Allocate for VhdAllocator {
                 Ok(Discarded::Zero { offset, len })
             }
         }
+    }
+
+    /// A block that was given back is all a hole, its bitmap too. Its place is not used again.
+    fn reclaim(
+        &mut self,
+        _tables: &mut dyn TablesMut,
+        space: Unlinked,
+    ) -> Result<Option<HostRange>> {
+        let Unlinked { offset, len } = space;
+        Ok(Some(HostRange { offset, len }))
     }
 
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {

@@ -7,7 +7,8 @@ use loop_parser::contract::{
     Discarded,
     Range,
     Result,
-    TablesMut, //
+    TablesMut,
+    Unlinked, //
 };
 
 use super::{
@@ -58,8 +59,10 @@ impl Blocks {
             self.free(tables, index, entry, &block)?;
             return Ok(Discarded::Freed {
                 len: len.min(block_len),
-                offset: block.bitmap,
-                space: block.end.saturating_sub(block.bitmap),
+                space: Unlinked {
+                    offset: block.bitmap,
+                    len: block.end.saturating_sub(block.bitmap),
+                },
             });
         }
         Ok(Discarded::Zero {

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use loop_parser::contract::{
     Allocate, Discard, Discarded, Disk, Extent, Map, Placement, Range, Reservation, Reserved,
-    Result, Tables, TablesMut,
+    Result, Tables, TablesMut, Unlinked,
 };
 
 use crate::store::{Store, SECTOR};
@@ -194,10 +194,13 @@ impl Device {
         if result.is_err() {
             self.alloc.release(&pending.space);
         }
-        result
+        match result? {
+            Some(unlinked) => self.give_back(unlinked),
+            None => Ok(()),
+        }
     }
 
-    fn fill_in(&mut self, pending: &Pending) -> Result {
+    fn fill_in(&mut self, pending: &Pending) -> Result<Option<Unlinked>> {
         let Pending { space, pos, data } = pending;
         let offset = space.offset + (pos - space.pos);
         self.store.write_data(offset, data)?;
@@ -209,6 +212,22 @@ impl Device {
             len: data.len() as u64,
         };
         self.alloc.publish(&mut self.store, space, written)
+    }
+
+    /// Gives back space that lost its pointer. There are no other requests to wait for.
+    fn give_back(&mut self, space: Unlinked) -> Result {
+        // What is compressed may end past the end of the file.
+        assert!(space.offset < self.store.len(), "space past the file");
+        if !self.is_careless {
+            self.store.sync()?;
+        }
+        if let Some(hole) = self.alloc.reclaim(&mut self.store, space)? {
+            // What was compressed may have ended past the end of the file.
+            let len = hole.len.min(self.store.len().saturating_sub(hole.offset));
+            // A hole, but nobody may rely on that.
+            self.store.fill_data(hole.offset, len, FREED)?;
+        }
+        Ok(())
     }
 
     /// Discards a guest range, or makes it zero.
@@ -238,19 +257,9 @@ impl Device {
                 self.store.fill_data(offset, got, 0)?;
                 Ok(got)
             }
-            Discarded::Freed {
-                len: got,
-                offset,
-                space,
-            } => {
+            Discarded::Freed { len: got, space } => {
                 self.check_len(pos, len, got);
-                assert_ne!(how, Discard::ZeroInPlace);
-                assert!(offset + space <= self.store.len(), "hole past the file");
-                if !self.is_careless {
-                    self.store.sync()?;
-                }
-                // A hole, but nobody may rely on that.
-                self.store.fill_data(offset, space, FREED)?;
+                self.give_back(space)?;
                 Ok(got)
             }
         }

@@ -3,7 +3,7 @@
 //! Discards and write-zeroes: what is given back, and what the guest and other programs see then.
 
 use loop_parser::contract::{
-    Allocate, Discard, Discarded, Features, Map, Placement, Range, Result,
+    Allocate, Discard, Discarded, Features, Map, Placement, Range, Result, Unlinked,
 };
 use proptest::prelude::*;
 use testkit::{
@@ -47,6 +47,7 @@ fn features() {
     let both = Features {
         discard: true,
         write_zeroes: true,
+        reuses_space: false,
     };
     assert_eq!(features(&dynamic()), both);
     assert_eq!(features(&Spec::fixed(MIB)), both);
@@ -67,8 +68,10 @@ fn whole_blocks_are_given_back() {
             let mut store = image.store.clone();
             let freed = Discarded::Freed {
                 len: BLOCK,
-                offset: image.starts[place],
-                space: 512 + BLOCK,
+                space: Unlinked {
+                    offset: image.starts[place],
+                    len: 512 + BLOCK,
+                },
             };
             assert_eq!(answer(&mut store, block * BLOCK, len, how), Ok(freed));
             assert_eq!(store.get_be32(1536 + 4 * block), u32::MAX);
@@ -78,8 +81,10 @@ fn whole_blocks_are_given_back() {
         let mut store = image.store.clone();
         let freed = Discarded::Freed {
             len: 1024,
-            offset: image.starts[2],
-            space: 512 + BLOCK,
+            space: Unlinked {
+                offset: image.starts[2],
+                len: 512 + BLOCK,
+            },
         };
         assert_eq!(answer(&mut store, 15 * BLOCK, 1024, how), Ok(freed));
     }

@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 
 use loop_parser::contract::{
     Allocate, Discard, Discarded, Extent, Map, Parent, Placement, Probe, Range, Reservation,
-    Reserved, Result, Tables, TablesMut,
+    Reserved, Result, Tables, TablesMut, Unlinked,
 };
 use proptest::prelude::*;
 use testkit::{
@@ -300,7 +300,8 @@ fn discard(
         Ok(
             Discarded::Zero { offset, len }
             | Discarded::Freed {
-                offset, space: len, ..
+                space: Unlinked { offset, len },
+                ..
             },
         ) => {
             assert!(offset + len <= store.len());
