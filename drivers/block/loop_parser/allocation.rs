@@ -285,6 +285,7 @@ impl Inner<'_> {
             let (offset, len) = match found.extent {
                 Extent::Data { offset, len } => (Some(offset), len),
                 Extent::Zero { len } | Extent::Parent { len } => (None, len),
+                Extent::Compressed(_) => return Err(outside),
             };
             let len = len.min(most);
             let count = usize::try_from(len).map_err(|_| outside)?;

@@ -25,6 +25,8 @@ pub use error::{
 };
 pub use map::{
     Allocate,
+    Compressed,
+    Compression,
     Discard,
     Discarded,
     Disk,

@@ -5,6 +5,7 @@
 use core::cmp::min;
 
 use crate::contract::{
+    Compressed,
     Error,
     Extent,
     Placement,
@@ -78,6 +79,25 @@ impl GuestRange {
             Extent::Parent { len } => Extent::Parent {
                 len: self.cut(len)?,
             },
+            Extent::Compressed(unit) => Extent::Compressed(self.cut_compressed(unit)?),
+        })
+    }
+
+    /// What was resolved has to lie within a unit of a size that can be.
+    fn cut_compressed(&self, unit: Compressed) -> Result<Compressed> {
+        let impossible = Error::malformed("parser resolved to an impossible unit", unit.offset);
+        let end = u64::from(unit.skip).checked_add(unit.len);
+        let is_possible = unit.unit.is_power_of_two()
+            && unit.unit <= Compressed::MAX_UNIT
+            && end.is_some_and(|end| end <= u64::from(unit.unit));
+        if !is_possible {
+            return Err(impossible);
+        }
+        let skip = u32::try_from(self.skip).map_err(|_| impossible)?;
+        Ok(Compressed {
+            skip: unit.skip.checked_add(skip).ok_or(impossible)?,
+            len: self.cut(unit.len)?,
+            ..unit
         })
     }
 

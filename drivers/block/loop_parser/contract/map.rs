@@ -82,6 +82,43 @@ pub enum Extent {
         /// Length in bytes.
         len: u64,
     },
+    /// The bytes are part of a unit that is stored compressed.
+    Compressed(Compressed),
+}
+
+/// How bytes are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// Raw deflate, with a window of 32 KiB. What follows the end of the stream is not looked at.
+    Deflate,
+    /// zstd, one or several frames.
+    Zstd,
+}
+
+/// A unit (cluster) that is stored compressed. The driver reads it as a whole, and stops
+/// decompressing when `unit` bytes are out; if there are less, or the data is damaged, the I/O fails
+/// as that of an image that is malformed at `offset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compressed {
+    /// Host offset in bytes of the first compressed byte; any alignment.
+    pub offset: u64,
+    /// At most this many bytes belong to it. It may end past the end of the file: what is missing
+    /// there is just not read.
+    pub stored: u32,
+    /// How it is compressed.
+    pub compression: Compression,
+    /// Length in bytes of the whole unit, uncompressed; a power of two, at most
+    /// [`Compressed::MAX_UNIT`].
+    pub unit: u32,
+    /// Where in the unit the resolved range begins, in bytes.
+    pub skip: u32,
+    /// Length in bytes of what was resolved; it ends within the unit.
+    pub len: u64,
+}
+
+impl Compressed {
+    /// Largest unit that can be compressed, in bytes.
+    pub const MAX_UNIT: u32 = 2 << 20;
 }
 
 /// Where a guest range is written to.

@@ -5,8 +5,8 @@
 use std::rc::Rc;
 
 use loop_parser::contract::{
-    Allocate, Discard, Discarded, Disk, Extent, Map, Placement, Range, Reservation, Reserved,
-    Result, Tables, TablesMut, Unlinked,
+    Allocate, Compressed, Discard, Discarded, Disk, Error, Extent, Map, Placement, Range,
+    Reservation, Reserved, Result, Tables, TablesMut, Unlinked,
 };
 
 use crate::store::{Store, SECTOR};
@@ -25,7 +25,11 @@ pub struct Device {
     parent: Option<Box<Device>>,
     is_careless: bool,
     has_begun: bool,
+    decompress: Option<Decompress>,
 }
+
+/// Decompresses a unit from bytes that hold it: exactly `unit` bytes, or `None` if the bytes are bad.
+pub type Decompress = fn(&[u8], &Compressed) -> Option<Vec<u8>>;
 
 /// A part of a guest write that waits for its place to be published.
 #[derive(Clone, Debug)]
@@ -47,7 +51,14 @@ impl Device {
             parent: None,
             is_careless: false,
             has_begun: false,
+            decompress: None,
         }
+    }
+
+    /// The same device, which can read units that are compressed.
+    pub fn with_decompressor(mut self, decompress: Decompress) -> Self {
+        self.decompress = Some(decompress);
+        self
     }
 
     /// Breaks the rule that data is durable before its pointer: a test that does not notice is none.
@@ -73,6 +84,11 @@ impl Device {
         let (got, end) = match extent {
             Extent::Data { offset, len } => (len, offset + len),
             Extent::Zero { len } | Extent::Parent { len } => (len, 0),
+            Extent::Compressed(unit) => {
+                assert!(unit.unit.is_power_of_two() && unit.unit <= Compressed::MAX_UNIT);
+                assert!(u64::from(unit.skip) + unit.len <= u64::from(unit.unit));
+                (unit.len, 0)
+            }
         };
         self.check_len(pos, len, got);
         assert!(end <= self.store.len(), "extent ends past the file");
@@ -111,9 +127,22 @@ impl Device {
                 Extent::Data { offset, len } => bytes.extend(self.store.get(offset, len as usize)),
                 Extent::Zero { len } => bytes.resize(bytes.len() + len as usize, 0),
                 Extent::Parent { len } => bytes.extend(self.read_parent(pos + done, len)?),
+                Extent::Compressed(unit) => bytes.extend(self.read_compressed(&unit)?),
             }
         }
         Ok(bytes)
+    }
+
+    /// Reads from a unit that is compressed.
+    fn read_compressed(&self, unit: &Compressed) -> Result<Vec<u8>> {
+        let decompress = self.decompress.expect("nobody can decompress");
+        let there = self.store.len().saturating_sub(unit.offset);
+        let stored = there.min(u64::from(unit.stored)) as usize;
+        let bytes = self.store.get(unit.offset, stored);
+        let bad = Error::malformed("compressed unit is damaged", unit.offset);
+        let whole = decompress(&bytes, unit).ok_or(bad)?;
+        assert_eq!(whole.len(), unit.unit as usize);
+        Ok(whole[unit.skip as usize..][..unit.len as usize].to_vec())
     }
 
     /// Reads what lies below, zeros past its end.

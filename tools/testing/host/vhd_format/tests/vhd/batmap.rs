@@ -35,6 +35,7 @@ fn is_believed(image: &Image) -> bool {
             assert_eq!((offset, len), (image.starts[1] + 512, BLOCK));
             true
         }
+        Extent::Compressed(_) => unreachable!(),
         Extent::Zero { len } | Extent::Parent { len } => {
             assert_eq!(len, BLOCK);
             false

@@ -213,6 +213,7 @@ fn look(attached: &Attached, store: &Store, pos: u64, len: u64, metadata: &[(u64
             assert!(offset + got <= store.len());
         }
         Ok(Extent::Zero { len: got }) => assert!(got > 0 && got <= len),
+        Ok(Extent::Compressed(_)) => unreachable!(),
         Ok(Extent::Parent { len: got }) => {
             assert!(attached.parent.is_some());
             assert!(got > 0 && got <= len);
