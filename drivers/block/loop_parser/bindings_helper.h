@@ -20,6 +20,8 @@
 #include <linux/stat.h>
 #include <linux/sysfs.h>
 #include <linux/uio.h>
+#include <linux/zlib.h>
+#include <linux/zstd.h>
 
 #include "shim.h"
 
@@ -60,4 +62,9 @@ const unsigned int LP_LOOKUP_BENEATH = LOOKUP_BENEATH;
 const unsigned int LP_LOOKUP_NO_XDEV = LOOKUP_NO_XDEV;
 const unsigned int LP_LOOKUP_NO_MAGICLINKS = LOOKUP_NO_MAGICLINKS;
 const int LP_MAY_READ_OPEN = MAY_READ | MAY_OPEN;
+const int LP_RAW_DEFLATE = -MAX_WBITS;
+const int LP_Z_OK = Z_OK;
+const int LP_Z_STREAM_END = Z_STREAM_END;
+const int LP_Z_BUF_ERROR = Z_BUF_ERROR;
+const int LP_Z_FINISH = Z_FINISH;
 const int LP_O_RDONLY = O_RDONLY | O_LARGEFILE;

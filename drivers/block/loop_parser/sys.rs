@@ -10,6 +10,7 @@
 pub(crate) mod bdev;
 pub(crate) mod cgroup;
 pub(crate) mod creds;
+pub(crate) mod decompress;
 pub(crate) mod disk;
 pub(crate) mod epoch;
 pub(crate) mod file;
