@@ -13,12 +13,10 @@
 
 use core::marker::PhantomData;
 
-use kernel::error::code::{
-    EIO,
-    ENOSPC, //
-};
+use kernel::error::code::ENOSPC;
 
 use crate::{
+    bounce,
     contract::{
         self,
         Error,
@@ -38,8 +36,8 @@ use crate::{
         UnlinkedList, //
     },
     sys::{
-        file::BackingFile,
-        io, //
+        epoch::Epochs,
+        file::BackingFile, //
     },
     tables::{
         store_error,
@@ -50,6 +48,8 @@ use crate::{
 /// Most allocations of one image that can be under way at once; more of them wait. Memory does not
 /// grow with the queue depth.
 const MAX_PENDING: usize = 16;
+
+const OUTSIDE: Error = Error::Store(-(kernel::bindings::EIO as i32));
 
 /// Guest ranges (start, end) that are being allocated.
 pub(crate) struct Pending([Option<(u64, u64)>; MAX_PENDING]);
@@ -242,7 +242,9 @@ impl<'a> Allocating<'a, state::Reserved> {
         } else {
             let range = granules(space, at, len).ok_or(impossible)?;
             let end = at.checked_add(len).ok_or(impossible)?;
-            let range_end = range.pos.saturating_add(range.len);
+            // Past the end of the disk there is nothing to bring along; the parser has seen to that.
+            let size = self.inner.image.size(self.inner.file);
+            let range_end = range.pos.saturating_add(range.len).min(size);
             self.inner.copy_old(&space, range.pos, at)?;
             self.inner.copy_old(&space, end, range_end)?;
             range
@@ -267,42 +269,71 @@ fn granules(space: Reservation, at: u64, len: u64) -> Option<Range> {
 }
 
 impl Inner<'_> {
-    /// Copies to the space what guest range `start..end` reads as. Under the image's mutex, for its
-    /// scratch memory: this is about the rest of a sector, if a window does not begin at one.
-    // Not inlined: hardly anybody needs it, and its stack.
+    /// Copies to the space what guest range `start..end` reads as.
+    // Not inlined: not everybody needs it, and its stack.
     #[inline(never)]
     fn copy_old(&self, space: &Reservation, start: u64, end: u64) -> Result {
-        if start >= end {
-            return Ok(());
-        }
-        let outside = Error::Store(EIO.to_errno());
-        let mut allocation = self.image.allocation.lock();
-        let _gate = self.image.exclude_direct_writes();
         let mut pos = start;
         while pos < end {
-            let most = end.saturating_sub(pos).min(allocation.scratch.len() as u64);
-            let found = layers::find_blocking(self.image, self.file, pos, most)?;
-            let (offset, len) = match found.extent {
-                Extent::Data { offset, len } => (Some(offset), len),
-                Extent::Zero { len } | Extent::Parent { len } => (None, len),
-                Extent::Compressed(_) => return Err(outside),
-            };
-            let len = len.min(most);
-            let count = usize::try_from(len).map_err(|_| outside)?;
-            let bytes = allocation.scratch.get_mut(..count).ok_or(outside)?;
-            match (offset, self.image.layer(self.file, found.depth)) {
-                (Some(offset), Some(layer)) => {
-                    io::read_exact(layer.file, offset, bytes).map_err(store_error)?;
-                }
-                _ => bytes.fill(0),
+            let len = self.copy_step(space, pos, end.saturating_sub(pos))?;
+            if len == 0 {
+                return Err(OUTSIDE);
             }
-            let to = pos.checked_sub(space.pos).ok_or(outside)?;
-            let to = space.offset.checked_add(to).ok_or(outside)?;
-            io::write_all(self.file, to, bytes).map_err(store_error)?;
-            pos = pos.checked_add(len).ok_or(outside)?;
+            pos = pos.checked_add(len).ok_or(OUTSIDE)?;
         }
         Ok(())
     }
+
+    /// Copies the start of guest range `pos..pos + most`. Returns how much that was.
+    #[inline(never)]
+    fn copy_step(&self, space: &Reservation, pos: u64, most: u64) -> Result<u64> {
+        let image = self.image;
+        let _epoch = image.epochs().map(Epochs::enter);
+        let found = layers::find_blocking(image, self.file, pos, most)?;
+        let layer = image.layer(self.file, found.depth).ok_or(OUTSIDE)?;
+        let to = pos.checked_sub(space.pos).ok_or(OUTSIDE)?;
+        let to = space.offset.checked_add(to).ok_or(OUTSIDE)?;
+        match found.extent {
+            Extent::Compressed(unit) if found.depth == 0 => {
+                bounce::decompressed(layer, &unit, most, |bytes| self.store(to, bytes))
+            }
+            // The buffer of a layer below is not to be had while the image is written to, whose file
+            // may lie on another device with the same layer below: see `bounce.rs`.
+            Extent::Compressed(unit) => {
+                bounce::buffered(image.pool()?, unit.len.min(most), |bytes| {
+                    let most = bytes.len() as u64;
+                    bounce::decompressed(layer, &unit, most, |unit| copy(bytes, unit))?;
+                    self.store(to, bytes)
+                })
+            }
+            Extent::Data { offset, len } => bounce::buffered(image.pool()?, len, |bytes| {
+                layer.read_data(offset, bytes)?;
+                self.store(to, bytes)
+            }),
+            Extent::Zero { len } | Extent::Parent { len } => {
+                bounce::buffered(image.pool()?, len.min(most), |bytes| {
+                    bytes.fill(0);
+                    self.store(to, bytes)
+                })
+            }
+        }
+    }
+
+    fn store(&self, to: u64, bytes: &[u8]) -> Result {
+        let layer = Layer {
+            image: self.image,
+            file: self.file,
+        };
+        layer.write_data(to, bytes)
+    }
+}
+
+fn copy(to: &mut [u8], from: &[u8]) -> Result {
+    if to.len() != from.len() {
+        return Err(OUTSIDE);
+    }
+    to.copy_from_slice(from);
+    Ok(())
 }
 
 impl<'a> Allocating<'a, state::Written> {

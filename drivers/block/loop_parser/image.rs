@@ -43,6 +43,7 @@ use kernel::{
 
 use crate::{
     allocation::Pending,
+    bounce::Pool,
     contract::{
         Allocate,
         Disk,
@@ -116,6 +117,8 @@ pub(crate) struct Image {
     sequence: Atomic<u32>,
     #[pin]
     group_sync: GroupSync,
+    /// A raw file needs none.
+    pool: Option<Pin<KBox<Pool>>>,
     /// Requests that may be on their way to space that was resolved; `None` if space is not reused.
     epochs: Option<Pin<KBox<Epochs>>>,
     /// How often space was given back.
@@ -180,6 +183,10 @@ impl Image {
             true => Some(KBox::pin_init(Epochs::new(), GFP_KERNEL)?),
             false => None,
         };
+        let pool = match is_raw {
+            true => None,
+            false => Some(Pool::new(!parents.is_empty())?),
+        };
         let image = pin_init!(Self {
             key: file.inode_key(),
             number,
@@ -198,6 +205,7 @@ impl Image {
             pending_changed <- new_condvar!("Image::pending_changed"),
             sequence: Atomic::new(0),
             group_sync <- GroupSync::new(),
+            pool,
             epochs,
             reclaimed: Atomic::new(0),
             // A raw file is as it is.
@@ -215,9 +223,21 @@ impl Image {
         Arc::pin_init(image, GFP_KERNEL)
     }
 
+    /// Buffers for what cannot be moved in one go.
+    pub(crate) fn pool(&self) -> Result<&Pool> {
+        let outside = Error::Store(EIO.to_errno());
+        self.pool.as_deref().ok_or(outside)
+    }
+
     /// What requests enter before they are resolved, and those wait for who give space back.
     pub(crate) fn epochs(&self) -> Option<&Epochs> {
         self.epochs.as_deref()
+    }
+
+    /// How often space was given back. Does not change inside an epoch, as far as space goes that was
+    /// resolved to in it.
+    pub(crate) fn reclaimed(&self) -> u32 {
+        self.reclaimed.load(Acquire)
     }
 
     /// Space is about to be given back. The caller holds the image's mutex.
@@ -355,6 +375,16 @@ impl Image {
                 fault.what,
                 fault.at
             );
+        }
+    }
+
+    /// The same, for an error that is passed on to those who would report it of their own image:
+    /// returns what is left to say.
+    pub(crate) fn reported(&self, error: Error) -> Error {
+        self.report(&error);
+        match error.fault() {
+            Some(_) => Error::Store(error.to_io_errno()),
+            None => error,
         }
     }
 

@@ -14,7 +14,12 @@ use crate::{
         Image,
         Layer, //
     },
-    sys::file::BackingFile, //
+    retry,
+    sys::{
+        file::BackingFile,
+        io, //
+    },
+    tables::store_error, //
 };
 
 /// Most files that a device can be made of.
@@ -50,8 +55,21 @@ pub(crate) fn find_blocking(
 ) -> Result<Found> {
     find(image, file, pos, len, |layer, len| {
         let resolved = layer.image.resolve_read(layer.file, pos, len);
-        resolved.inspect_err(|error| layer.image.report(error))
+        resolved.map_err(|error| layer.image.reported(error))
     })
+}
+
+impl Layer<'_> {
+    /// Reads guest data at a host offset.
+    pub(crate) fn read_data(self, offset: u64, bytes: &mut [u8]) -> Result {
+        retry::data(|| io::read_exact(self.file, offset, bytes)).map_err(store_error)
+    }
+
+    /// Writes guest data at a host offset, apart from direct writes in flight.
+    pub(crate) fn write_data(self, offset: u64, bytes: &[u8]) -> Result {
+        let _gate = self.image.exclude_direct_writes();
+        retry::data(|| io::write_all(self.file, offset, bytes)).map_err(store_error)
+    }
 }
 
 fn find(

@@ -15,6 +15,7 @@
 //! | `layers`, `opening`, `chain` | images on images: reading through them, opening them, cycles |
 //! | `tables`, `range`, `allocation`, `group_sync` | tables; making room |
 //! | `discard`, `reclaim` | discards; giving back room |
+//! | `bounce` | memory for units that are stored compressed, and for copies |
 //! | `lanes`, `service` | handing requests to workers; serving them |
 //! | `device`, `configure`, `change`, `snapshot`, `unbind`, `status`, `geometry` | a device and its life |
 //! | `front`, `instance` | front modules, and what the driver runs for one of them |
@@ -25,6 +26,7 @@ use kernel::prelude::*;
 
 mod allocation;
 mod attributes;
+mod bounce;
 mod chain;
 mod change;
 mod configure;

@@ -13,7 +13,9 @@ use kernel::prelude::*;
 
 use crate::{
     allocation,
+    bounce,
     contract::{
+        Compressed,
         Discard,
         Error,
         Extent,
@@ -233,9 +235,34 @@ fn read_piece(request: LoopRequest) -> Step {
             extent: Extent::Data { offset, len },
             depth,
         }) => move_data(request, depth, offset, bounded(len, piece)),
+        Ok(Found {
+            extent: Extent::Compressed(unit),
+            depth,
+        }) => match read_compressed(&request, depth, &unit) {
+            Ok(_) => Step::Next(request),
+            Err(error) => fail_here(request, error),
+        },
         Ok(_) => fail_here(request, Error::Store(EIO.to_errno())),
         Err(error) => fail_here(request, error),
     }
+}
+
+/// Copies what a piece wants of a compressed unit in the layer at `depth`.
+// Not inlined: other reads need less stack.
+#[inline(never)]
+fn read_compressed(
+    request: &LoopRequest,
+    depth: usize,
+    unit: &Compressed,
+) -> crate::contract::Result<u64> {
+    let io_error = Error::Store(EIO.to_errno());
+    let binding = request.binding().ok_or(io_error)?;
+    let layer = binding.image().layer(binding.file(), depth);
+    let layer = layer.ok_or(io_error)?;
+    bounce::decompressed(layer, unit, u64::from(request.piece()), |bytes| {
+        request.copy_from(bytes);
+        Ok(())
+    })
 }
 
 fn write_piece(request: LoopRequest) -> Step {

@@ -212,6 +212,11 @@ void lp_memzero_bvec(const struct bio_vec *bvec)
 	memzero_page(bvec->bv_page, bvec->bv_offset, bvec->bv_len);
 }
 
+void lp_memcpy_to_bvec(struct bio_vec *bvec, const char *from)
+{
+	memcpy_to_bvec(bvec, from);
+}
+
 /* Disks and queues. */
 
 struct device *lp_disk_to_dev(struct gendisk *disk)

@@ -68,6 +68,7 @@ void lp_memcpy_from_folio(char *to, struct folio *folio, size_t offset, size_t l
 
 /* Pages of a request. */
 void lp_memzero_bvec(const struct bio_vec *bvec);
+void lp_memcpy_to_bvec(struct bio_vec *bvec, const char *from);
 
 /* Disks and queues. */
 struct device *lp_disk_to_dev(struct gendisk *disk);

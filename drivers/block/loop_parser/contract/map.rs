@@ -170,7 +170,8 @@ pub trait Map: Send + Sync {
     fn reread_size(&self, tables: &dyn Tables) -> Result<u64>;
 }
 
-/// Space that was made for guest bytes and is not yet visible to anybody.
+/// Space that was made for guest bytes and is not yet visible to anybody. It may be part of a place
+/// that is visible otherwise: then publishing changes only what says which part of it counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reservation {
     /// Guest position in bytes of what the space is for.
@@ -180,8 +181,9 @@ pub struct Reservation {
     /// Host offset in bytes at which its data goes.
     pub offset: u64,
     /// The smallest part of it that can be published by itself, in bytes, a power of two: what the
-    /// guest writes, the driver completes to whole granules with what was read there before. 0 if
-    /// that was zeros and the space reads as zero: then nothing has to be completed.
+    /// guest writes, the driver completes to whole granules with what was read there before, be it
+    /// the parent's or compressed. 0 if that was zeros and the space reads as zero: then nothing has
+    /// to be completed.
     pub granule: u64,
     /// The data must be durable before the pointer is stored. False only under the exception of the
     /// crash rules: the old mapping read as zero and the target is never-written space of a regular

@@ -411,6 +411,30 @@ impl<T: DiskOps> Request<T> {
         }
     }
 
+    /// Copies `bytes` to the cursor, at most to the end of the piece, and moves past them. Only reads
+    /// have bytes to be copied to.
+    pub(crate) fn copy_from(&self, bytes: &[u8]) {
+        let mut rest = bytes;
+        loop {
+            let most = u32::try_from(rest.len())
+                .unwrap_or(u32::MAX)
+                .min(self.room());
+            if most == 0 {
+                break;
+            }
+            // SAFETY: The piece has `most` bytes.
+            let mut run = unsafe { self.page_run(most) };
+            let Some((now, later)) = rest.split_at_checked(run.bv_len as usize) else {
+                break;
+            };
+            // SAFETY: The run lies within one page of the request, which is a read and so to be
+            // written to, and has the length of `now`.
+            unsafe { bindings::lp_memcpy_to_bvec(&mut run, now.as_ptr().cast()) };
+            self.advance(run.bv_len);
+            rest = later;
+        }
+    }
+
     /// Copies up to `count` bytes at file position `offset` from the page cache to the cursor and
     /// moves past them. Stops where the page cache does not have them. Returns the bytes copied, 0
     /// for other requests than reads. Neither sleeps nor allocates.

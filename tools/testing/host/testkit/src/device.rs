@@ -208,8 +208,7 @@ impl Device {
             let old = self.store.get(space.offset, space.len as usize);
             assert!(old.iter().all(|&byte| byte == 0), "space is not zero");
         } else {
-            // Nothing has to be completed: what a guest writes is whole sectors.
-            assert_eq!(space.granule, SECTOR);
+            assert!(space.granule.is_power_of_two());
         }
 
         let len = (space.pos + space.len - pos).min(data.len() as u64) as usize;
@@ -231,16 +230,47 @@ impl Device {
 
     fn fill_in(&mut self, pending: &Pending) -> Result<Option<Unlinked>> {
         let Pending { space, pos, data } = pending;
+        let (pos, data) = self.completed(space, *pos, data)?;
         let offset = space.offset + (pos - space.pos);
-        self.store.write_data(offset, data)?;
+        self.store.write_data(offset, &data)?;
         if space.sync_before_publish && !self.is_careless {
             self.store.sync()?;
         }
-        let written = Range {
-            pos: *pos,
-            len: data.len() as u64,
+        let written = match space.granule {
+            // The rest of it reads as zero already.
+            0 => Range {
+                pos: space.pos,
+                len: space.len,
+            },
+            _ => Range {
+                pos,
+                len: data.len() as u64,
+            },
         };
         self.alloc.publish(&mut self.store, space, written)
+    }
+
+    /// The bytes for a place, completed to whole granules with what was read there before.
+    fn completed(&self, space: &Reservation, pos: u64, data: &[u8]) -> Result<(u64, Vec<u8>)> {
+        if space.granule == 0 {
+            return Ok((pos, data.to_vec()));
+        }
+        let end = pos + data.len() as u64;
+        let start = (pos / space.granule * space.granule).max(space.pos);
+        let stop = end.next_multiple_of(space.granule);
+        let stop = stop.min(space.pos + space.len);
+        let mut bytes = self.read_or_zero(start, pos)?;
+        bytes.extend(data);
+        bytes.extend(self.read_or_zero(end, stop)?);
+        Ok((start, bytes))
+    }
+
+    /// Reads guest bytes; zeros past the end of the disk.
+    fn read_or_zero(&self, start: u64, end: u64) -> Result<Vec<u8>> {
+        let there = end.min(self.disk.size).saturating_sub(start);
+        let mut bytes = self.read(start, there)?;
+        bytes.resize((end - start) as usize, 0);
+        Ok(bytes)
     }
 
     /// Gives back space that lost its pointer. There are no other requests to wait for.
