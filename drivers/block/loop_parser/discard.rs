@@ -3,7 +3,8 @@
 //! Discards and write-zeroes.
 //!
 //! A raw file gets a hole. Of an image the parser says what becomes of a range: bytes that lie in the
-//! file are made to read as zero there; space that lost its pointer is given back (`reclaim.rs`).
+//! file are made to read as zero there; space that lost its pointer is given back (`reclaim.rs`); and
+//! where an image cannot say that it has zeros, they are written (`zeros.rs`).
 
 use kernel::prelude::*;
 
@@ -45,7 +46,8 @@ use crate::{
     tables::{
         store_error,
         LockedTables, //
-    }, //
+    },
+    zeros, //
 };
 
 /// Serves a discard or write-zeroes.
@@ -131,6 +133,7 @@ fn step(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result<u64> {
             zero(layer, Range { pos: offset, len }, how)?;
             Ok(len)
         }
+        Discarded::Write { len } => zeros::write(layer, range.pos, len.min(range.len)),
         Discarded::Freed { len, space } => {
             unlink(layer, space)?;
             Ok(len)

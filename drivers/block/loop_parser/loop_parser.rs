@@ -58,6 +58,7 @@ mod sys;
 mod tables;
 mod unbind;
 mod user;
+mod zeros;
 
 /// The module's declaration. In a module of its own, to have the names that it defines for the
 /// crate defined below.

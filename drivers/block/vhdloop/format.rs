@@ -161,8 +161,7 @@ fn describe(chosen: &Chosen, (size, size_source): (u64, &'static str), unit: u64
         state: chosen.damage.map_or(State::Clean, |damage| damage.state),
         features: Features {
             discard: true,
-            // No sector of a differencing image can be made zero that it does not have itself.
-            write_zeroes: kind != Kind::Differencing,
+            write_zeroes: true,
             reuses_space: false,
         },
     }

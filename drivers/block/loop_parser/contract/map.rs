@@ -235,7 +235,7 @@ pub enum Discard {
     Forget,
     /// It reads as zero, and its space may be given back.
     Zero,
-    /// It reads as zero, and space that it has is kept.
+    /// It reads as zero, and space that it has for itself is kept.
     ZeroInPlace,
 }
 
@@ -252,6 +252,12 @@ pub enum Discarded {
     Zero {
         /// Host offset in bytes.
         offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// The image has nothing to say that they are zeros with: the driver writes zeros, as it would
+    /// write data of the guest. Never the answer to [`Discard::Forget`].
+    Write {
         /// Length in bytes.
         len: u64,
     },

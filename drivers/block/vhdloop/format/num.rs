@@ -19,15 +19,11 @@ pub(super) const EIO: i32 = 5;
 pub(super) const EFBIG: i32 = 27;
 /// No space left.
 pub(super) const ENOSPC: i32 = 28;
-/// Operation not supported.
-pub(super) const EOPNOTSUPP: i32 = 95;
 /// Quota exceeded.
 pub(super) const EDQUOT: i32 = 122;
 
 /// The error for a call that breaks the contract (a position outside the disk).
 pub(super) const OUTSIDE: Error = Error::Store(-EIO);
-/// The error for a call that the image's features rule out.
-pub(super) const NOT_SUPPORTED: Error = Error::Store(-EOPNOTSUPP);
 /// The error for an image that cannot take another block.
 pub(super) const NO_ROOM: Error = Error::Store(-ENOSPC);
 

@@ -22,10 +22,7 @@ use super::{
             self,
             Found, //
         },
-        num::{
-            add,
-            NOT_SUPPORTED, //
-        },
+        num::add, //
     },
     is_unchanged,
     space::stride,
@@ -103,7 +100,8 @@ impl Blocks {
         Ok(())
     }
 
-    /// Differencing images: sectors that are the parent's stay so, the others are zeroed.
+    /// Differencing images: of the sectors that are the parent's none can be made zero but by writing
+    /// it; those are left alone if they may be. The others are zeroed.
     pub(super) fn discard_sectors(
         &self,
         tables: &mut dyn TablesMut,
@@ -121,10 +119,9 @@ impl Blocks {
             Found::Allocated { len, .. } => len,
             Found::Unallocated => map::unallocated_len(layout, tables, pos, len)?,
         };
-        if how == Discard::Forget {
-            Ok(Discarded::Done { len })
-        } else {
-            Err(NOT_SUPPORTED)
-        }
+        Ok(match how {
+            Discard::Forget => Discarded::Done { len },
+            Discard::Zero | Discard::ZeroInPlace => Discarded::Write { len },
+        })
     }
 }

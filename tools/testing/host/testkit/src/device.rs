@@ -316,6 +316,12 @@ impl Device {
                 self.store.fill_data(offset, got, 0)?;
                 Ok(got)
             }
+            Discarded::Write { len: got } => {
+                self.check_len(pos, len, got);
+                assert_ne!(how, Discard::Forget);
+                self.write(pos, &vec![0; got as usize])?;
+                Ok(got)
+            }
             Discarded::Freed { len: got, space } => {
                 self.check_len(pos, len, got);
                 self.give_back(space)?;

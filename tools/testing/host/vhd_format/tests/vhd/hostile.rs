@@ -297,7 +297,7 @@ fn discard(
     let len = (size - pos).min(1 << 20);
     let loads = store.loads();
     let got = match alloc.discard(store, Range { pos, len }, size, how) {
-        Ok(Discarded::Done { len }) => len,
+        Ok(Discarded::Done { len } | Discarded::Write { len }) => len,
         Ok(
             Discarded::Zero { offset, len }
             | Discarded::Freed {
