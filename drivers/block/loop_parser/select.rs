@@ -128,15 +128,19 @@ impl Choice {
 /// `ENOPKG`: the file needs a parser that is not there. `ENOTUNIQ`: two parsers claim it. Errors of
 /// reading the file.
 pub(crate) fn select(file: &BackingFile, choice: &Choice, device: &Device) -> Result<BoundParser> {
-    let loop_number = device.number();
     if choice.is_auto() {
-        return if device.instance().params().autodetect() {
-            detect(file, loop_number)
-        } else {
-            raw()
-        };
+        return recognise(file, device);
     }
-    by_name(choice.name(), loop_number)
+    by_name(choice.name(), device.number())
+}
+
+/// Finds the parser of a file for which nobody has named one. As [`select`].
+pub(crate) fn recognise(file: &BackingFile, device: &Device) -> Result<BoundParser> {
+    if device.instance().params().autodetect() {
+        detect(file, device.number())
+    } else {
+        raw()
+    }
 }
 
 /// The parser of this name. May load a module.

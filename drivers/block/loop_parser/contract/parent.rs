@@ -11,8 +11,10 @@ use super::{
 /// The parent of a differencing image, as recorded in the image. Names are all that this gives;
 /// whether they may be followed is for the driver to decide.
 pub trait Parent {
-    /// The parser that is to serve the parent: a format is never guessed.
-    fn parser(&self) -> &'static str;
+    /// The parser that is to serve the parent. `None` if the image does not say: then the driver
+    /// looks what the file is, as it does with a device's own, and trusts what that names no more than
+    /// that of any file which was recognised.
+    fn parser(&self) -> Option<&'static str>;
 
     /// Writes the `index`th of the recorded names into `buf` and returns its length in bytes: a
     /// path with slashes, relative to the folder of the image unless it begins with one. The most

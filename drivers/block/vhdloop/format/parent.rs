@@ -166,12 +166,8 @@ impl VhdParent {
 
 impl Parent for VhdParent {
     /// "raw" if the parent's id is zero, which is what XenServer records of a raw disk.
-    fn parser(&self) -> &'static str {
-        if self.id == RAW {
-            "raw"
-        } else {
-            "vhd"
-        }
+    fn parser(&self) -> Option<&'static str> {
+        Some(if self.id == RAW { "raw" } else { "vhd" })
     }
 
     fn name(&self, tables: &dyn Tables, index: usize, buf: &mut [u8]) -> Result<Option<usize>> {

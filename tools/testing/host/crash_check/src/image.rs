@@ -46,7 +46,7 @@ fn open_below(device: &Device, named: &VhdParent, parent: &Parent) -> Result<Dev
     }
     let size = parent.bytes.len() as u64;
     let store = Store::from_parts(disk::sectors(&parent.bytes), size, true);
-    match open(named.parser(), store, false)? {
+    match open(named.parser().unwrap_or("raw"), store, false)? {
         (below, None) => named.check(&below.disk).map_err(said).map(|()| below),
         (_, Some(_)) => Err("the parent has a parent".into()),
     }

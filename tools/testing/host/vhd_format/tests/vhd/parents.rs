@@ -298,7 +298,7 @@ fn parent_is_known_by_its_id() {
     let attached = attach(&spec(&[], "x").build().store).unwrap();
     assert_eq!(attached.disk.variant, "differencing");
     let parent = attached.parent.unwrap();
-    assert_eq!(parent.parser(), "vhd");
+    assert_eq!(parent.parser(), Some("vhd"));
     let with_id = |id| Disk {
         identity: Identity(id),
         ..Disk::default()
@@ -320,7 +320,7 @@ fn raw_parent() {
     for id in [*b"id of the child!", [0; 16]] {
         spec.unique_id = id;
         let parent = attach(&spec.build().store).unwrap().parent.unwrap();
-        assert_eq!(parent.parser(), "raw");
+        assert_eq!(parent.parser(), Some("raw"));
         assert_eq!(parent.check(&Disk::default()), Ok(()));
     }
 }

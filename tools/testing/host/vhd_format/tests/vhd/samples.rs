@@ -118,7 +118,7 @@ fn open_with_parents(store: Store) -> Option<Device> {
     assert_eq!(names, [&names[0][..]; 4]);
     let below = Store::new(&samples::unpack(&names[0])?);
     let below = match parent.parser() {
-        "raw" => raw(below),
+        Some("raw") => raw(below),
         _ => open_with_parents(below)?,
     };
     parent.check(&below.disk).unwrap();
