@@ -96,7 +96,7 @@ fn mode_of(how: Discard) -> i32 {
 
 fn fallocate(layer: Layer<'_>, mode: i32, range: Range) -> Result {
     let mode = mode | LP_FALLOC_FL_KEEP_SIZE;
-    layer.file.fallocate(mode, range.pos, range.len)
+    layer.data().fallocate(mode, range.pos, range.len)
 }
 
 /// Deals with a range of an image, in whole sectors. What it frees is given back when it returns.
@@ -190,7 +190,7 @@ fn zero(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result {
             let mut allocation = layer.image.allocation.lock();
             let _gate = layer.image.exclude_direct_writes();
             let scratch = &mut *allocation.scratch;
-            io::fill(layer.file, range.pos, range.len, 0, scratch)
+            io::fill(layer.data(), range.pos, range.len, 0, scratch)
         }
         result => result,
     }

@@ -116,8 +116,8 @@ fn write_zeroes(config: &Config, attached: &AttachedFile) -> u32 {
 /// device writes zeroes. In an image it does both; parsers know nothing of windows that begin within
 /// a sector.
 fn discard(config: &Config, attached: &AttachedFile) -> (u32, u32) {
-    let file = &attached.file;
     let image = attached.user.image();
+    let file = image.data(&attached.file);
     let in_image = image.disk().features.discard && config.offset % SECTOR_SIZE == 0;
     if !image.is_raw() && !in_image {
         return (0, 0);

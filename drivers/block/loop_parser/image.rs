@@ -56,6 +56,7 @@ use crate::{
         Tables, //
     },
     group_sync::GroupSync,
+    opening::Others,
     parser::{
         AttachRequest,
         Attached,
@@ -108,6 +109,8 @@ pub(crate) struct Image {
     /// The layers below, nearest first. All of them are here, not only the parent, so that letting
     /// go of a long chain does not recurse.
     parents: KVec<ImageUser>,
+    /// The file that guest data lie in, if not in the image's own.
+    data: Option<ImageUser>,
     #[pin]
     pub(crate) allocation: Mutex<Allocation>,
     /// An allocation is done, or space was given back.
@@ -164,8 +167,8 @@ pub(crate) fn attach(
 }
 
 impl Image {
-    /// Puts together what a parser said of a file, and the layers below, nearest first. `number` is
-    /// that of the device that attached it.
+    /// Puts together what a parser said of a file, and the others that it is made of. `number` is that
+    /// of the device that attached it.
     // Not inlined: the image is put together on the stack.
     #[inline(never)]
     pub(crate) fn new(
@@ -173,9 +176,10 @@ impl Image {
         parser: BoundParser,
         choice: &Choice,
         attached: Attached,
-        parents: KVec<ImageUser>,
+        others: Others,
         number: u32,
     ) -> kernel::error::Result<Arc<Self>> {
+        let Others { parents, data } = others;
         let is_raw = parser.is_raw();
         let scratch = if is_raw { 0 } else { SCRATCH_SIZE };
         let scratch = KVec::from_elem(0, scratch, GFP_KERNEL)?;
@@ -187,6 +191,8 @@ impl Image {
             true => None,
             false => Some(Pool::new(!parents.is_empty())?),
         };
+        let is_data_peekable = |data: &ImageUser| data.file().is_peekable();
+        let peekable = file.is_peekable() && data.as_ref().is_none_or(is_data_peekable);
         let image = pin_init!(Self {
             key: file.inode_key(),
             number,
@@ -196,6 +202,7 @@ impl Image {
             warning: attached.warning,
             map: attached.map,
             parents,
+            data,
             allocation <- new_mutex!(Allocation {
                 alloc: attached.alloc,
                 pending: Pending::new(),
@@ -216,7 +223,7 @@ impl Image {
             poisoned: AtomicFlag::new(false),
             reported: AtomicFlag::new(false),
             last_fault <- new_spinlock!(None),
-            peekable: file.is_peekable(),
+            peekable,
             is_raw,
             parser,
         });
@@ -260,9 +267,29 @@ impl Image {
         &self.parents
     }
 
-    /// Identity of the parent's inode.
-    pub(crate) fn parent_key(&self) -> Option<usize> {
-        self.parents.first().map(|parent| parent.image().key)
+    /// Whether it is made of more than its own file.
+    pub(crate) fn has_others(&self) -> bool {
+        !self.parents.is_empty() || self.data.is_some()
+    }
+
+    /// Whether it is made of the same files as another image in the same file, and may do what that
+    /// one may.
+    pub(crate) fn can_stand_for(&self, other: &Self) -> bool {
+        let key = |user: &ImageUser| user.image().key;
+        let writes = |image: &Self| image.data.as_ref().is_some_and(ImageUser::is_writer);
+        self.parents.first().map(key) == other.parents.first().map(key)
+            && self.data.as_ref().map(key) == other.data.as_ref().map(key)
+            && (writes(self) || !writes(other))
+    }
+
+    /// The file that guest data lie in; `file` is the image's own.
+    pub(crate) fn data<'a>(&'a self, file: &'a BackingFile) -> &'a BackingFile {
+        self.data.as_ref().map_or(file, |data| data.file())
+    }
+
+    /// The user of the file that guest data lie in, if that is not the image's own.
+    pub(crate) fn data_file(&self) -> Option<&ImageUser> {
+        self.data.as_ref()
     }
 
     /// Whether the file is its own guest disk.
@@ -343,7 +370,9 @@ impl Image {
         if self.is_poisoned() {
             return Err(EIO);
         }
-        file.fsync()
+        let data = self.data.as_ref().filter(|data| data.is_writer());
+        data.map_or(Ok(()), |data| data.file().fsync())
+            .and_then(|()| file.fsync())
             .inspect_err(|error| self.poison("syncing", *error))
     }
 

@@ -28,6 +28,9 @@ pub(crate) enum Use {
     Write,
     /// As a layer below another image. It must not change.
     Parent,
+    /// As the file that the data of another image lie in, which is written through that one only. Has
+    /// the identity of that one's inode.
+    Data(usize),
 }
 
 /// Which image somebody wants to use, and how.
@@ -47,6 +50,9 @@ struct ListedImage {
     writers: u32,
     /// Images that it is a layer of.
     parents: u32,
+    /// Those that write to it as to the file with their data, and which image that is of.
+    owners: u32,
+    owner: usize,
 }
 
 impl ListedImage {
@@ -55,6 +61,10 @@ impl ListedImage {
             Use::Read => None,
             Use::Write => Some(&mut self.writers),
             Use::Parent => Some(&mut self.parents),
+            Use::Data(owner) => {
+                self.owner = owner;
+                Some(&mut self.owners)
+            }
         }
     }
 }
@@ -88,10 +98,15 @@ impl ImageList {
         let is_same = |listed: &ListedImage| listed.image.is_by(wanted.parser, wanted.options);
         match wanted.purpose {
             Use::Read => false,
-            Use::Write => {
-                others.any(|listed| listed.parents > 0 || (!is_same(listed) && listed.writers > 0))
-            }
-            Use::Parent => others.any(|listed| listed.writers > 0),
+            Use::Write => others.any(|listed| {
+                listed.parents > 0 || listed.owners > 0 || (!is_same(listed) && listed.writers > 0)
+            }),
+            Use::Parent => others.any(|listed| listed.writers > 0 || listed.owners > 0),
+            Use::Data(owner) => others.any(|listed| {
+                listed.writers > 0
+                    || listed.parents > 0
+                    || (listed.owners > 0 && listed.owner != owner)
+            }),
         }
     }
 
@@ -112,7 +127,7 @@ impl ImageList {
         let Some(found) = found else {
             return Ok(None);
         };
-        if wanted.purpose == Use::Write && found.image.is_poisoned() {
+        if !matches!(wanted.purpose, Use::Read | Use::Parent) && found.image.is_poisoned() {
             return Err(EROFS);
         }
         Ok(Some(found.image.clone()))
@@ -149,6 +164,8 @@ impl ImageList {
                 image: image.clone(),
                 writers: 0,
                 parents: 0,
+                owners: 0,
+                owner: 0,
             },
             GFP_KERNEL,
         )?;

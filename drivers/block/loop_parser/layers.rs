@@ -59,16 +59,30 @@ pub(crate) fn find_blocking(
     })
 }
 
-impl Layer<'_> {
-    /// Reads guest data at a host offset.
+impl<'a> Layer<'a> {
+    /// The file that its guest data lie in.
+    pub(crate) fn data(self) -> &'a BackingFile {
+        self.image.data(self.file)
+    }
+
+    /// Reads guest data at a host offset. What lies behind the end of a file that has nothing else is
+    /// zeros.
     pub(crate) fn read_data(self, offset: u64, bytes: &mut [u8]) -> Result {
-        retry::data(|| io::read_exact(self.file, offset, bytes)).map_err(store_error)
+        retry::data(|| {
+            if self.image.data_file().is_none() {
+                return io::read_exact(self.file, offset, bytes);
+            }
+            let count = io::read(self.data(), offset, bytes)?;
+            bytes.get_mut(count..).unwrap_or(&mut []).fill(0);
+            Ok(())
+        })
+        .map_err(store_error)
     }
 
     /// Writes guest data at a host offset, apart from direct writes in flight.
     pub(crate) fn write_data(self, offset: u64, bytes: &[u8]) -> Result {
         let _gate = self.image.exclude_direct_writes();
-        retry::data(|| io::write_all(self.file, offset, bytes)).map_err(store_error)
+        retry::data(|| io::write_all(self.data(), offset, bytes)).map_err(store_error)
     }
 }
 

@@ -8,6 +8,9 @@
 //! is opened as whoever opened the image would; and if somebody else owns the image, or one between it
 //! and the file, that owner has to be able to read the file, too.
 //!
+//! A file with the image's data is opened for writing, too, if the device is to be written; then all of
+//! them have to be able to do that.
+//!
 //! The format of a named file is what the image says it is, and not guessed. Where the image does not
 //! say, the file is recognised, as a device's own is; then what it names has not been vouched for, however
 //! the device's own parser was chosen.
@@ -55,6 +58,7 @@ use crate::{
     user::ImageUser, //
 };
 
+pub(crate) use levels::Others;
 use names::{
     look_up,
     Buffer,
@@ -87,12 +91,8 @@ impl Opening<'_> {
             return Ok(user);
         }
         let mut attached = self.attach(file, &parser)?;
-        let parents = match attached.parent.take() {
-            Some(parent) => self.open_parents(file, &name, parent)?,
-            None => KVec::new(),
-        };
-        self.finish(file, parser, attached, parents)
-            .map_err(refused)
+        let others = self.open_others(file, &name, &mut attached)?;
+        self.finish(file, parser, attached, others).map_err(refused)
     }
 
     /// Opens the image in `file` as a child of `below`, which the device has now and which is a
@@ -114,6 +114,14 @@ impl Opening<'_> {
             None => false,
         };
         let image = below.image();
+        if attached.data.is_some() {
+            // No file is opened by a name here.
+            self.log(
+                name.name,
+                fmt!("its data lie in another file: attach it by itself"),
+            );
+            return Err(EINVAL);
+        }
         if !is_child || attached.disk.size != image.size(below.file()) {
             self.log(name.name, fmt!("not a child of the device's file"));
             return Err(EINVAL);
@@ -131,8 +139,11 @@ impl Opening<'_> {
         if chain::leads_to(file, self.device, &keys) {
             return Err(refused(ELOOP));
         }
-        self.finish(file, parser, attached, parents)
-            .map_err(refused)
+        let others = Others {
+            parents,
+            data: None,
+        };
+        self.finish(file, parser, attached, others).map_err(refused)
     }
 
     fn wanted<'b>(&'b self, file: &BackingFile, parser: &BoundParser) -> Wanted<'b> {
@@ -157,11 +168,11 @@ impl Opening<'_> {
         file: &Arc<BackingFile>,
         parser: BoundParser,
         attached: Attached,
-        parents: KVec<ImageUser>,
+        others: Others,
     ) -> Result<ImageUser> {
         let wanted = self.wanted(file, &parser);
         let number = self.device.number();
-        let image = Image::new(file, parser, self.choice, attached, parents, number)?;
+        let image = Image::new(file, parser, self.choice, attached, others, number)?;
         ImageUser::add(file, image, &wanted)
     }
 
@@ -220,15 +231,15 @@ impl Opening<'_> {
         );
     }
 
-    /// The same, if it is for a file below the image.
-    fn log_file(&self, parser: &CStr, file: &BackingFile, error: Error) {
+    /// The same, if it is for a file that the image is made of.
+    fn log_file(&self, parser: &CStr, what: &str, file: &BackingFile, error: Error) {
         let mut buffer = Buffer::new();
         let path = match &mut buffer {
             Ok(buffer) => file.show_path(&mut buffer.bytes).unwrap_or(b"?"),
             Err(_) => b"?",
         };
         let path = BStr::from_bytes(path);
-        self.log(parser, fmt!("parent \"{path}\": {error:?}"));
+        self.log(parser, fmt!("{what} \"{path}\": {error:?}"));
     }
 
     /// Logs why the device's own image is refused; not if the caller is being killed, as then nobody

@@ -70,6 +70,11 @@ pub struct Attached {
     pub warning: Option<Fault>,
     /// The file below, if it names one.
     pub parent: Option<KBox<dyn Parent>>,
+    /// The file that guest data lie in, if that is not the image's own. Then all host offsets of
+    /// guest data are of that file: extents, placements, reservations, and what is to be zeroed. Its
+    /// end is not the parser's business: what lies behind it reads as zero. The image itself has
+    /// tables, and what is compressed, unlinked or reclaimed.
+    pub data: Option<KBox<dyn Parent>>,
 }
 
 /// A parser of one image format.

@@ -68,6 +68,7 @@ impl Parser for Raw {
             alloc,
             warning: None,
             parent: None,
+            data: None,
         })
     }
 }

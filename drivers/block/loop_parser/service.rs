@@ -100,7 +100,7 @@ fn copy_cached(request: &LoopRequest, binding: &Binding) -> bool {
             (Extent::Zero { len }, _) => request.zero(bounded(len, piece)),
             (Extent::Data { offset, len }, Some(layer)) => {
                 let count = bounded(len, piece);
-                if request.copy_cached(layer.file, offset, count) < count {
+                if request.copy_cached(layer.data(), offset, count) < count {
                     return false;
                 }
             }
@@ -328,6 +328,11 @@ fn move_data(request: LoopRequest, depth: usize, offset: u64, count: u32) -> Ste
         return fail_here(request, Error::Store(EIO.to_errno()));
     };
     let moved = transfer(&request, layer, offset, count);
+    if matches!(moved, Ok(0)) && request.op() == Op::Read && layer.image.data_file().is_some() {
+        // What lies behind the end of such a file is zeros.
+        request.zero(count);
+        return Step::Next(request);
+    }
     settle(request, moved)
 }
 
@@ -343,7 +348,7 @@ fn transfer(request: &LoopRequest, layer: Layer<'_>, offset: u64, count: u32) ->
         Op::Write => layer.image.exclude_direct_writes(),
         _ => None,
     };
-    retry::data(|| request.transfer(layer.file, offset, count))
+    retry::data(|| request.transfer(layer.data(), offset, count))
 }
 
 /// Writes to guest range `unit`, which has no place yet, as far as the piece reaches into it. When

@@ -39,8 +39,8 @@ pub(crate) struct ImageUser {
 }
 
 impl ImageUser {
-    /// Joins those who have the image attached already. `None` if nobody has, or if it has a parent:
-    /// then the caller has to show that it may have that, too.
+    /// Joins those who have the image attached already. `None` if nobody has, or if it names other
+    /// files: then the caller has to show that it may have those, too.
     ///
     /// # Errors
     ///
@@ -48,7 +48,7 @@ impl ImageUser {
     pub(crate) fn join(file: &Arc<BackingFile>, wanted: &Wanted<'_>) -> Result<Option<Self>> {
         let mut list = IMAGES.lock();
         let found = list.find(wanted)?;
-        let Some(image) = found.filter(|image| image.parents().is_empty()) else {
+        let Some(image) = found.filter(|image| !image.has_others()) else {
             return Ok(None);
         };
         list.join(&image, wanted.purpose);
@@ -59,7 +59,8 @@ impl ImageUser {
     ///
     /// # Errors
     ///
-    /// As for [`ImageUser::join`]; `EBUSY` also if it is in use with another parent.
+    /// As for [`ImageUser::join`]; `EBUSY` also if it is in use with other files than these, or only
+    /// reads the one with its data.
     pub(crate) fn add(
         file: &Arc<BackingFile>,
         image: Arc<Image>,
@@ -69,7 +70,7 @@ impl ImageUser {
         let unlocked;
         let mut list = IMAGES.lock();
         let image = match list.find(wanted)? {
-            Some(found) if found.parent_key() != image.parent_key() => return Err(EBUSY),
+            Some(found) if !found.can_stand_for(&image) => return Err(EBUSY),
             Some(found) => {
                 unlocked = Some(image);
                 found
@@ -138,10 +139,17 @@ impl ImageUser {
         &self.file
     }
 
+    /// Whether it writes to the file.
+    pub(crate) fn is_writer(&self) -> bool {
+        matches!(self.purpose, Use::Write | Use::Data(_))
+    }
+
     /// Whether direct I/O can be used: on an image with tables only by a device that has it to
-    /// itself, as the buffered writes of others in flight could share pages with direct ones.
+    /// itself, as the buffered writes of others in flight could share pages with direct ones; and only
+    /// in the image's own file.
     pub(crate) fn may_go_direct(&self) -> bool {
-        self.image.is_raw() || self.image.users.load(Acquire) == 1
+        let is_alone = || self.image.users.load(Acquire) == 1;
+        self.image.is_raw() || (is_alone() && self.image.data_file().is_none())
     }
 
     /// Counts the device among those that write directly, or not. `false`: it may not, as another

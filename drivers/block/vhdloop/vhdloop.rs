@@ -57,6 +57,7 @@ impl Parser for Vhd {
             map,
             alloc,
             parent,
+            data: None,
             warning: attached.warning,
         })
     }

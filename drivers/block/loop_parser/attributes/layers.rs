@@ -81,7 +81,7 @@ fn line(page: &mut Page<'_>, depth: usize, layer: Layer<'_>, path: &mut [u8]) ->
         " block_size={} size={} allocated={} state={} error=",
         disk.unit,
         image.size(layer.file),
-        layer.file.allocated(),
+        allocated(layer),
         state(image)
     )?;
     match image.last_fault() {
@@ -94,7 +94,18 @@ fn line(page: &mut Page<'_>, depth: usize, layer: Layer<'_>, path: &mut [u8]) ->
     }
     write!(page, " path=")?;
     escape(page, layer.file.show_path(path).unwrap_or(b"?"))?;
+    if let Some(data) = image.data_file() {
+        write!(page, " data=")?;
+        escape(page, data.file().show_path(path).unwrap_or(b"?"))?;
+    }
     writeln!(page)
+}
+
+/// Bytes that its files take.
+fn allocated(layer: Layer<'_>) -> u64 {
+    let data = layer.image.data_file();
+    let data = data.map_or(0, |data| data.file().allocated());
+    layer.file.allocated().saturating_add(data)
 }
 
 fn state(image: &Image) -> &'static str {

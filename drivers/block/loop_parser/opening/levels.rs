@@ -30,7 +30,10 @@ use crate::{
 };
 
 use super::{
-    names::Names,
+    names::{
+        Names,
+        Role, //
+    },
     Opening, //
 };
 
@@ -40,24 +43,51 @@ pub(super) struct Level {
     pub(super) file: Arc<BackingFile>,
     /// Nobody has said what serves it.
     pub(super) is_recognised: bool,
+    /// The file that its data lie in.
+    pub(super) data: Option<ImageUser>,
     // Last: what is attached is code and data of the parser's module.
     pub(super) parser: BoundParser,
+}
+
+/// What an image is made of besides its own file.
+#[derive(Default)]
+pub(crate) struct Others {
+    /// The layers below, nearest first.
+    pub(crate) parents: KVec<ImageUser>,
+    /// The file that its data lie in.
+    pub(crate) data: Option<ImageUser>,
 }
 
 /// A file, and the name of its parser.
 type Above<'a> = (&'a BackingFile, &'static CStr);
 
 impl Opening<'_> {
-    /// Opens all layers below an image, nearest first. `parser` is its own.
+    /// Opens what an image names. `parser` is its own.
     // Not inlined, for the stack: and so below.
     #[inline(never)]
-    pub(super) fn open_parents(
+    pub(super) fn open_others(
         &self,
         file: &Arc<BackingFile>,
         parser: &BoundParser,
-        parent: KBox<dyn Parent>,
-    ) -> Result<KVec<ImageUser>> {
-        Descent::new(self, file)?.open_parents(file, parser, parent)
+        attached: &mut Attached,
+    ) -> Result<Others> {
+        let mut others = Others::default();
+        let (data, parent) = (attached.data.take(), attached.parent.take());
+        if data.is_none() && parent.is_none() {
+            return Ok(others);
+        }
+        let mut descent = Descent::new(self, file)?;
+        if let Some(data) = data {
+            let purpose = match self.writable {
+                true => Use::Data(file.inode_key()),
+                false => Use::Read,
+            };
+            others.data = Some(descent.open_data((file, parser.name), &*data, purpose)?);
+        }
+        if let Some(parent) = parent {
+            others.parents = descent.open_parents(file, parser, parent)?;
+        }
+        Ok(others)
     }
 }
 
@@ -112,7 +142,7 @@ impl<'a> Descent<'a> {
                 self.opening.log(name, fmt!("more than {MAX_LAYERS} files"));
                 return Err(EMLINK);
             }
-            let level = self.open_named((above, name), &*parent)?;
+            let level = self.open_named((above, name), &*parent, Role::Parent)?;
             drop(parent);
             if level.is_recognised {
                 self.allowed = self.opening.device.instance().params().parents();
@@ -120,21 +150,47 @@ impl<'a> Descent<'a> {
             self.add(&level.file)?;
             levels.push(level, GFP_KERNEL)?;
             // Not before the level is where its parser stays loaded.
-            next = levels
-                .last_mut()
-                .and_then(|level| level.attached.parent.take());
+            next = match levels.last_mut() {
+                Some(level) => self.descend(level)?,
+                None => None,
+            };
         }
         self.stack(levels, parser.name)
     }
 
+    /// Opens the file that the data of a level lie in. Returns what it says of the one below.
+    fn descend(&mut self, level: &mut Level) -> Result<Option<KBox<dyn Parent>>> {
+        if let Some(data) = level.attached.data.take() {
+            let above = (&*level.file, level.parser.name);
+            level.data = Some(self.open_data(above, &*data, Use::Parent)?);
+        }
+        Ok(level.attached.parent.take())
+    }
+
+    /// Opens the file that the data of the image in a file lie in.
+    #[inline(never)]
+    fn open_data(
+        &mut self,
+        (file, by): Above<'_>,
+        data: &dyn Parent,
+        purpose: Use,
+    ) -> Result<ImageUser> {
+        let writable = matches!(purpose, Use::Data(_));
+        let role = Role::Data { writable };
+        let level = self.open_named((file, by), data, role)?;
+        self.keys.push(level.file.inode_key(), GFP_KERNEL)?;
+        self.use_level(level, KVec::new(), purpose, (by, role))
+    }
+
     /// Opens a file that another one names, and its parser.
     #[inline(never)]
-    fn open_named(&self, (child, by): Above<'_>, named: &dyn Parent) -> Result<Level> {
+    fn open_named(&self, (child, by): Above<'_>, named: &dyn Parent, role: Role) -> Result<Level> {
         let names = Names {
             opening: self.opening,
             child,
             by,
             named,
+            role,
             folder: Path::folder_of(child),
             opener: Credentials::of_opener(child),
             owners: &self.owners,
@@ -149,25 +205,27 @@ impl<'a> Descent<'a> {
         let mut levels = levels;
         let mut below = KVec::new();
         while let Some(level) = levels.pop() {
-            let user = self.use_level(level, below, name)?;
+            let user = self.use_level(level, below, Use::Parent, (name, Role::Parent))?;
             below = user.chain()?;
         }
         Ok(below)
     }
-    /// Makes an image of a level, on those below, nearest first. `by` is the parser of the device's own
-    /// image, for the log.
+    /// Makes an image of a level, on those below, nearest first. `by` is the parser of the image that
+    /// names it, and what it is to that, for the log.
     // Not inlined, for the stack.
     #[inline(never)]
     fn use_level(
         &self,
         level: Level,
         parents: KVec<ImageUser>,
-        by: &CStr,
+        purpose: Use,
+        (by, role): (&CStr, Role),
     ) -> Result<ImageUser> {
         let Level {
             attached,
             file,
             is_recognised: _,
+            data,
             parser,
         } = level;
         let choice = Choice::none();
@@ -175,13 +233,14 @@ impl<'a> Descent<'a> {
             key: file.inode_key(),
             parser: parser.name,
             options: choice.options(),
-            purpose: Use::Parent,
+            purpose,
         };
         let number = self.opening.device.number();
         // Its name is needed to the end.
         let _pinned = parser.again()?;
-        let image = Image::new(&file, parser, &choice, attached, parents, number)?;
+        let others = Others { parents, data };
+        let image = Image::new(&file, parser, &choice, attached, others, number)?;
         ImageUser::add(&file, image, &wanted)
-            .inspect_err(|error| self.opening.log_file(by, &file, *error))
+            .inspect_err(|error| self.opening.log_file(by, role.name(), &file, *error))
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The names that an image has for its parent, and what may be opened by them.
+//! The names that an image has for another file, and what may be opened by them.
 
 use kernel::{
     prelude::*,
@@ -86,13 +86,40 @@ impl Buffer {
     }
 }
 
-/// The names that an image has for its parent, and how to open one of them.
+/// What a named file is to the image.
+#[derive(Clone, Copy)]
+pub(super) enum Role {
+    /// It is below.
+    Parent,
+    /// Its data lie there.
+    Data {
+        /// The device is to be written.
+        writable: bool,
+    },
+}
+
+impl Role {
+    /// For the log.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Role::Parent => "parent",
+            Role::Data { .. } => "data file",
+        }
+    }
+
+    fn is_writable(self) -> bool {
+        matches!(self, Role::Data { writable: true })
+    }
+}
+
+/// The names that an image has for another file, and how to open one of them.
 pub(super) struct Names<'a> {
     pub(super) opening: &'a Opening<'a>,
     pub(super) child: &'a BackingFile,
     /// The child's parser.
     pub(super) by: &'static CStr,
     pub(super) named: &'a dyn Parent,
+    pub(super) role: Role,
     pub(super) folder: Option<Path>,
     pub(super) opener: Credentials,
     /// Those who own the files above, if they are not who opened them: nobody is to read, by way of
@@ -164,15 +191,16 @@ impl Names<'_> {
     /// Logs why a named file is refused, and returns what the caller is told.
     fn refused(&self, name: &CStr, error: &ImageError) -> Error {
         let name = BStr::from_bytes(name.to_bytes());
+        let role = self.role.name();
         let errno = Error::from_errno(error.to_errno());
         match error.fault() {
             Some(fault) => self.opening.log(
                 self.by,
-                fmt!("parent \"{name}\": {} at byte {}", fault.what, fault.at),
+                fmt!("{role} \"{name}\": {} at byte {}", fault.what, fault.at),
             ),
             None => self
                 .opening
-                .log(self.by, fmt!("parent \"{name}\": {errno:?}")),
+                .log(self.by, fmt!("{role} \"{name}\": {errno:?}")),
         }
         errno
     }
@@ -188,7 +216,7 @@ impl Names<'_> {
     ) -> core::result::Result<Level, (ImageError, Option<BoundParser>)> {
         let store = |error: Error| (ImageError::Store(error.to_errno()), None);
         let opened = self.find(name);
-        let opened = opened.and_then(|path| path.open(&self.opener));
+        let opened = opened.and_then(|path| path.open(&self.opener, self.role.is_writable()));
         let file = Arc::new(opened.map_err(store)?, GFP_KERNEL).map_err(|_| store(ENOMEM))?;
         if chain::leads_to(&file, self.opening.device, above) {
             return Err(store(ELOOP));
@@ -203,6 +231,7 @@ impl Names<'_> {
                 attached,
                 file,
                 is_recognised: stated.is_none(),
+                data: None,
                 parser,
             }),
             Err(error) => Err((error, Some(parser))),
@@ -222,18 +251,18 @@ impl Names<'_> {
 
     /// Looks up a file that may be opened by this name.
     fn find(&self, name: &CStr) -> Result<Path> {
-        let allowed = self.allowed;
+        let (allowed, is_writable) = (self.allowed, self.role.is_writable());
         let folder = self.folder.as_ref().ok_or(EXDEV)?;
         if self.child.kind() == Kind::Block && allowed != Parents::Any {
             return Err(EXDEV);
         }
         let found = {
             let _acting = self.opener.act();
-            readable(folder, name, allowed)?
+            usable(folder, name, allowed, is_writable)?
         };
         for owner in self.owners {
             let _acting = owner.act();
-            if !readable(folder, name, allowed)?.is_same(&found) {
+            if !usable(folder, name, allowed, is_writable)?.is_same(&found) {
                 return Err(EACCES);
             }
         }
@@ -241,15 +270,15 @@ impl Names<'_> {
     }
 }
 
-/// Looks up a file that the current credentials may read.
-fn readable(folder: &Path, name: &CStr, allowed: Parents) -> Result<Path> {
+/// Looks up a file that the current credentials may read, and, if `is_writable`, write.
+fn usable(folder: &Path, name: &CStr, allowed: Parents, is_writable: bool) -> Result<Path> {
     let path = look_up(folder, name, allowed)?;
     match path.kind() {
         Kind::Regular => {}
         Kind::Block if allowed == Parents::Any => {}
         _ => return Err(EACCES),
     }
-    path.may_read()?;
+    path.may_open(is_writable)?;
     Ok(path)
 }
 

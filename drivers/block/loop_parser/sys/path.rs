@@ -127,12 +127,15 @@ impl Path {
             || (self.kind() == Kind::Block && file.kind() == Kind::Block && same_device())
     }
 
-    /// Whether the current credentials allow to read the file: `EACCES` if not.
-    pub(crate) fn may_read(&self) -> Result {
+    /// Whether the current credentials allow to read the file, and, if `writable`, to write it:
+    /// `EACCES` if not.
+    pub(crate) fn may_open(&self, writable: bool) -> Result {
+        let mask = match writable {
+            true => bindings::LP_MAY_READ_WRITE_OPEN,
+            false => bindings::LP_MAY_READ_OPEN,
+        };
         // SAFETY: By the invariant the path is valid. May sleep.
-        to_result(unsafe {
-            bindings::lp_permission(&raw const self.0, bindings::LP_MAY_READ_OPEN)
-        })?;
+        to_result(unsafe { bindings::lp_permission(&raw const self.0, mask) })?;
         // SAFETY: By the invariant the path is valid.
         if self.kind() == Kind::Block && unsafe { bindings::lp_forbids_devices(&raw const self.0) }
         {
@@ -141,17 +144,15 @@ impl Path {
         Ok(())
     }
 
-    /// Opens the file for reading, in the name of `credentials`. Nothing is checked here that
-    /// [`Path::may_read`] checks.
-    pub(crate) fn open(&self, credentials: &Credentials) -> Result<BackingFile> {
-        // SAFETY: By the invariant the path is valid, and so are the credentials. May sleep.
-        let file = unsafe {
-            bindings::dentry_open(
-                &raw const self.0,
-                bindings::LP_O_RDONLY,
-                credentials.as_ptr(),
-            )
+    /// Opens the file for reading, or for both, in the name of `credentials`. Nothing is checked here
+    /// that [`Path::may_open`] checks.
+    pub(crate) fn open(&self, credentials: &Credentials, writable: bool) -> Result<BackingFile> {
+        let flags = match writable {
+            true => bindings::LP_O_RDWR,
+            false => bindings::LP_O_RDONLY,
         };
+        // SAFETY: By the invariant the path is valid, and so are the credentials. May sleep.
+        let file = unsafe { bindings::dentry_open(&raw const self.0, flags, credentials.as_ptr()) };
         let file = NonNull::new(kernel::error::from_err_ptr(file)?).ok_or(EINVAL)?;
         // SAFETY: `dentry_open` returned a reference that nobody else has.
         unsafe { BackingFile::from_opened(file) }
