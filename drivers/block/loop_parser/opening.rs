@@ -28,6 +28,7 @@ use crate::{
     chain,
     contract::{
         Error as ImageError,
+        Fault,
         Parent, //
     },
     device::Device,
@@ -52,9 +53,11 @@ use crate::{
     sys::{
         creds::Credentials,
         file::BackingFile,
+        io,
         params::Parents,
         path::Path, //
     },
+    tables::FileTables,
     user::ImageUser, //
 };
 
@@ -64,6 +67,9 @@ use names::{
     Buffer,
     MAX_NAMES, //
 };
+
+/// Most bytes of an image that are quoted in the log.
+const QUOTE_MAX: usize = 64;
 
 /// The opening of an image for a device.
 pub(crate) struct Opening<'a> {
@@ -159,7 +165,7 @@ impl Opening<'_> {
     #[inline(never)]
     fn attach(&self, file: &BackingFile, parser: &BoundParser) -> Result<Attached> {
         image::attach(file, parser, self.choice, self.writable)
-            .map_err(|error| self.refused(parser.name, &error))
+            .map_err(|error| self.refused_file(parser, file, &error))
     }
 
     #[inline(never)]
@@ -242,6 +248,25 @@ impl Opening<'_> {
         self.log(parser, fmt!("{what} \"{path}\": {error:?}"));
     }
 
+    /// Logs why the device's own image is refused, with the words that it has itself for that. Returns
+    /// what the caller is told.
+    #[inline(never)]
+    fn refused_file(&self, parser: &BoundParser, file: &BackingFile, error: &ImageError) -> Error {
+        let mut buffer = [0; QUOTE_MAX];
+        let quote = error.fault().and_then(|fault| {
+            let text = quote(parser, file, fault, &mut buffer)?;
+            Some((fault, BStr::from_bytes(text)))
+        });
+        let Some((fault, text)) = quote else {
+            return self.refused(parser.name, error);
+        };
+        self.log(
+            parser.name,
+            fmt!("{} (\"{text}\") at byte {}", fault.what, fault.at),
+        );
+        Error::from_errno(error.to_errno())
+    }
+
     /// Logs why the device's own image is refused; not if the caller is being killed, as then nobody
     /// refused. Returns what the caller is told.
     fn refused(&self, parser: &CStr, error: &ImageError) -> Error {
@@ -262,4 +287,22 @@ impl Opening<'_> {
         }
         errno
     }
+}
+
+/// What the image in a file says itself of a fault that it is refused for.
+fn quote<'a>(
+    parser: &BoundParser,
+    file: &BackingFile,
+    fault: &Fault,
+    buffer: &'a mut [u8; QUOTE_MAX],
+) -> Option<&'a [u8]> {
+    let tables = FileTables {
+        file,
+        peekable: false,
+    };
+    let range = parser.parser.quote(&tables, fault)?;
+    let len = usize::try_from(range.len).map_or(QUOTE_MAX, |len| len.min(QUOTE_MAX));
+    let text = buffer.get_mut(..len)?;
+    io::read_exact(file, range.offset, text).ok()?;
+    text.split(|&byte| byte == 0).next()
 }

@@ -17,6 +17,7 @@ use crate::{
         Allocate,
         Disk,
         Fault,
+        HostRange,
         Map,
         Parent,
         Probe,
@@ -96,6 +97,14 @@ pub trait Parser: Send + Sync {
         tables: &dyn Tables,
         request: &AttachRequest<'_>,
     ) -> contract::Result<Attached>;
+
+    /// Where an image that was refused for `fault` has words of its own for it, such as the name of
+    /// an unknown feature: text up to the end of the range, or the first zero byte in it. It is
+    /// quoted in the kernel log.
+    fn quote(&self, tables: &dyn Tables, fault: &Fault) -> Option<HostRange> {
+        let _ = (tables, fault);
+        None
+    }
 }
 
 /// A registered parser.
