@@ -13,6 +13,7 @@ mod name;
 mod num;
 mod probe;
 mod run;
+pub mod v1;
 
 use loop_parser::contract::{
     Disk,
