@@ -14,6 +14,7 @@ mod num;
 mod probe;
 mod run;
 pub mod v1;
+pub mod v2;
 
 use loop_parser::contract::{
     Disk,
