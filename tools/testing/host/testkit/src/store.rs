@@ -11,7 +11,7 @@ use std::{
     rc::Rc,
 };
 
-use loop_parser::contract::{Error, Result, Tables, TablesMut};
+use loop_parser::contract::{Error, Probe, Result, Tables, TablesMut, Verdict};
 
 /// Bytes in a sector.
 pub const SECTOR: u64 = 512;
@@ -235,6 +235,18 @@ impl Store {
     /// Takes back [`Store::fail_after`].
     pub fn never_fail(&mut self) {
         self.fail_in = None;
+    }
+
+    /// What a parser says of the image, from what the driver shows it.
+    pub fn probe(&self, probe: fn(&Probe<'_>) -> Verdict) -> Verdict {
+        let head = self.get(0, self.size.min(Probe::HEAD as u64) as usize);
+        let tail_len = self.size.min(Probe::TAIL as u64);
+        let tail = self.get(self.size - tail_len, tail_len as usize);
+        probe(&Probe {
+            head: &head,
+            tail: &tail,
+            size: self.size,
+        })
     }
 
     /// Limits the number of sectors in use: beyond it a store into a hole gives `-ENOSPC`.

@@ -2,32 +2,20 @@
 
 //! Whose file is it?
 
-use loop_parser::contract::{Probe, Verdict};
+use loop_parser::contract::Verdict;
 use testkit::store::Store;
 use vhd_format::format;
 
 use crate::image::{pattern, End, Image, Spec};
 
-fn probe(store: &Store) -> Verdict {
-    let size = store.len();
-    let head = store.get(0, size.min(Probe::HEAD as u64) as usize);
-    let tail_len = size.min(Probe::TAIL as u64);
-    let tail = store.get(size - tail_len, tail_len as usize);
-    format::probe(&Probe {
-        head: &head,
-        tail: &tail,
-        size,
-    })
-}
-
 #[track_caller]
 fn mine(store: &Store) {
-    assert_eq!(probe(store), Verdict::Mine);
+    assert_eq!(store.probe(format::probe), Verdict::Mine);
 }
 
 #[track_caller]
 fn not_mine(store: &Store) {
-    assert_eq!(probe(store), Verdict::NotMine);
+    assert_eq!(store.probe(format::probe), Verdict::NotMine);
 }
 
 #[test]
@@ -56,7 +44,11 @@ fn tiny_files() {
         // 511 bytes begin with the cookie: a short footer in an empty file.
         (511, Verdict::Mine),
     ] {
-        assert_eq!(probe(&Store::new(&footer[..len])), verdict, "{len}");
+        assert_eq!(
+            Store::new(&footer[..len]).probe(format::probe),
+            verdict,
+            "{len}"
+        );
     }
     for len in 0..=1200 {
         not_mine(&Store::new(&vec![0; len]));
@@ -173,6 +165,10 @@ fn odd_sizes() {
         store.put_size(size);
         // Without its last byte, a zero, it is a short footer.
         let is_short = size == image.store.len() - 1;
-        assert_eq!(probe(&store) == Verdict::Mine, is_short, "{size}");
+        assert_eq!(
+            store.probe(format::probe) == Verdict::Mine,
+            is_short,
+            "{size}"
+        );
     }
 }

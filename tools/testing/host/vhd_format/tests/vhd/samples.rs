@@ -2,7 +2,7 @@
 
 //! Images that other programs made.
 
-use loop_parser::contract::{Extent, Parent, Probe, Verdict};
+use loop_parser::contract::{Extent, Parent, Verdict};
 use testkit::{
     device::Device,
     rng::Rng,
@@ -50,23 +50,11 @@ fn is_differencing(sample: &Sample) -> bool {
     sample.what.starts_with("differencing")
 }
 
-fn probe(store: &Store) -> Verdict {
-    let size = store.len();
-    let head = store.get(0, size.min(Probe::HEAD as u64) as usize);
-    let tail_len = size.min(Probe::TAIL as u64);
-    let tail = store.get(size - tail_len, tail_len as usize);
-    format::probe(&Probe {
-        head: &head,
-        tail: &tail,
-        size,
-    })
-}
-
 #[test]
 fn guest_content_is_right() {
     for_each(".vhd", |sample, store| {
         let name = &sample.name;
-        assert_eq!(probe(&store), Verdict::Mine, "{name}");
+        assert_eq!(store.probe(format::probe), Verdict::Mine, "{name}");
         let attached = format::attach(&store, "", true);
         let attached = attached.unwrap_or_else(|error| panic!("{name}: {error:?}"));
         assert_eq!(is_differencing(sample), attached.parent.is_some(), "{name}");
@@ -135,11 +123,16 @@ fn raw(mut store: Store) -> Device {
 #[test]
 fn other_formats_are_not_mine() {
     if let Some(bytes) = samples::unpack("xs-rawparent.raw") {
-        assert_eq!(probe(&Store::new(&bytes)), Verdict::NotMine);
+        assert_eq!(Store::new(&bytes).probe(format::probe), Verdict::NotMine);
     }
     for suffix in [".qcow", ".qcow2", ".vmdk"] {
         for_each(suffix, |sample, store| {
-            assert_eq!(probe(&store), Verdict::NotMine, "{}", sample.name);
+            assert_eq!(
+                store.probe(format::probe),
+                Verdict::NotMine,
+                "{}",
+                sample.name
+            );
         });
     }
 }
