@@ -191,5 +191,42 @@ pub fn faults(store: &Store) -> Vec<String> {
             faults.push(format!("blocks {} and {} overlap", pair[0].2, pair[1].2));
         }
     }
+    let others = locators(&head).chain(batmap(store, &footer, &header));
+    for (what, offset, len) in others {
+        if offset.checked_add(len).is_none_or(|end| end > store.len()) {
+            faults.push(format!(
+                "{what} at {offset}, {len} bytes, is not in the file"
+            ));
+        }
+    }
     faults
+}
+
+/// What the parent locators of a header set aside: a name, an offset and a length.
+fn locators(head: &[u8]) -> impl Iterator<Item = (&'static str, u64, u64)> + '_ {
+    let used = head[576..768].chunks(24).filter(|it| be32(it, 0) != 0);
+    let places = used.map(|locator| {
+        let space = u64::from(be32(locator, 4));
+        // Of some writers, sectors.
+        let space = if space < 512 { space * 512 } else { space };
+        let len = space.max(be32(locator, 8).into());
+        ("parent locator", be64(locator, 16), len)
+    });
+    places.filter(|&(_, _, len)| len != 0)
+}
+
+/// The batmap that tapdisk 1.1 and later put behind the BAT.
+fn batmap(store: &Store, footer: &[u8], header: &Header) -> Option<(&'static str, u64, u64)> {
+    if !footer[28..].starts_with(b"tap\0") || be32(footer, 32) < 0x0001_0001 {
+        return None;
+    }
+    let at = (header.table + header.entries * 4).next_multiple_of(512);
+    if at.checked_add(512).is_none_or(|end| end > store.len()) {
+        return None;
+    }
+    let bytes = store.get(at, 512);
+    let len = u64::from(be32(&bytes, 16)) * 512;
+    bytes
+        .starts_with(b"tdbatmap")
+        .then(|| ("batmap", be64(&bytes, 8), len))
 }

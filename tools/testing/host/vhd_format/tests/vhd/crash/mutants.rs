@@ -156,6 +156,17 @@ fn old_bytes(scenario: &Scenario, trace: &[Op], _: &[Event]) -> Vec<usize> {
     (0..trace.len()).filter(is_it).collect()
 }
 
+/// The bitmap of a child's new block keeps the device's old bytes.
+fn old_bytes_as_bitmap(scenario: &Scenario, trace: &[Op], _: &[Event]) -> Vec<usize> {
+    let table = Table::of(&scenario.store);
+    let is_zeroing = |op: &Op| matches!(op, Op::Fill { byte: 0, .. });
+    let pointers = (0..trace.len()).filter(|&it| table.is_pointer(&trace[it]));
+    pointers
+        .filter_map(|it| before(trace, it).filter(|&it| is_sync(&trace[it])))
+        .filter_map(|it| before(trace, it).filter(|&it| is_zeroing(&trace[it])))
+        .collect()
+}
+
 /// A BAT entry is stored when nothing behind it is durable: neither zeros, nor bitmap, nor data.
 fn pointer_first(scenario: &Scenario, trace: &[Op], events: &[Event]) -> Vec<usize> {
     let table = Table::of(&scenario.store);
@@ -246,6 +257,12 @@ fn place_of_the_old_footer() {
 }
 
 #[test]
+fn place_of_the_old_footer_of_a_child() {
+    let child = named(child_scenarios(), "child");
+    assert_caught(&child, footer_as_bitmap, &["not one of", "bitmap"]);
+}
+
+#[test]
 fn bitmap_bit_before_data() {
     assert_caught(&file("clear bits"), bits_before_data, &["not one of"]);
 }
@@ -259,6 +276,12 @@ fn bit_of_a_child_before_its_data() {
 #[test]
 fn old_bytes_of_a_device() {
     assert_caught(&device(), old_bytes, &["not one of"]);
+}
+
+#[test]
+fn old_bytes_as_bitmap_of_a_child() {
+    let child = named(device_scenarios(), "device, child");
+    assert_caught(&child, old_bytes_as_bitmap, &["not one of", "bitmap"]);
 }
 
 #[test]
