@@ -87,6 +87,8 @@ pub struct Store {
     capacity: Option<usize>,
     /// `sync` fails.
     sync_fails: bool,
+    /// A sector that cannot be loaded.
+    bad_sector: Option<u64>,
     stores: u64,
     syncs: u64,
     loads: Cell<u64>,
@@ -111,6 +113,7 @@ impl Store {
             fail_in: None,
             capacity: None,
             sync_fails: false,
+            bad_sector: None,
             stores: 0,
             syncs: 0,
             loads: Cell::new(0),
@@ -247,6 +250,11 @@ impl Store {
             tail: &tail,
             size: self.size,
         })
+    }
+
+    /// Lets every load fail that touches the sector of a host offset.
+    pub fn break_sector(&mut self, offset: u64) {
+        self.bad_sector = Some(offset / SECTOR);
     }
 
     /// Limits the number of sectors in use: beyond it a store into a hole gives `-ENOSPC`.
@@ -412,7 +420,9 @@ impl Tables for Store {
         self.loads.set(self.loads.get() + 1);
         self.loaded_bytes
             .set(self.loaded_bytes.get() + buf.len() as u64);
-        if self.copy_out(offset, buf) {
+        let sectors = offset / SECTOR..offset.saturating_add(buf.len() as u64).div_ceil(SECTOR);
+        let is_bad = self.bad_sector.is_some_and(|it| sectors.contains(&it));
+        if !is_bad && self.copy_out(offset, buf) {
             Ok(())
         } else {
             Err(EIO)
