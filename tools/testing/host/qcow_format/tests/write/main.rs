@@ -9,6 +9,7 @@ mod checker;
 mod guest;
 mod image;
 
+mod crash;
 mod enospc;
 mod growth;
 mod model;
