@@ -136,6 +136,8 @@ def parted_adds_resizes_removes(t):
     data = blockio.pattern(4 * MIB)
     blockio.direct_write(loop.part(1), 0, data)
     same_bytes(blockio.content(t.path("disk"))[MIB:5 * MIB], data, "file")
+    # A partition that udevd is looking at cannot be removed.
+    system.settle()
     run("parted", "-s", loop.path, "rm", "1")
     equal(partitions(loop), {}, "partitions after rm")
 
@@ -213,6 +215,8 @@ def kpartx_on_the_file(t):
     point = t.mount(f"/dev/mapper/{loop.name}p2")
     before = trees.make(point)
     run("umount", point)
+    # kpartx does not try again if udevd is looking at a map.
+    system.settle()
     run("kpartx", "-d", "-s", path)
     system.settle()
     system.wait_until(lambda: not loop.is_bound(), "kpartx -d detached the device")
@@ -234,6 +238,8 @@ def wipefs_and_blkid(t):
     equal(attempt("blkid", "-p", loop.part(2)).returncode, 0, "blkid: the partition's entry")
     ensure("TYPE" not in run("blkid", "-p", "-o", "export", loop.part(2)).replace(
         "PART_ENTRY_TYPE", ""), "the file system is still there")
+    # The table is not read again while udevd is looking at a partition.
+    system.settle()
     run("wipefs", "-q", "-a", loop.path)
     equal(attempt("blkid", "-p", loop.path).returncode, 2, "blkid after wipefs")
     equal(partitions(loop), {}, "partitions after wipefs")
@@ -268,7 +274,7 @@ def lsblk_says_the_same(t):
                "PARTN", "PARTTYPE", "PARTUUID", "PHY-SEC", "PTTYPE", "PTUUID", "RA", "RAND", "REV",
                "RM", "RO", "ROTA", "RQ-SIZE", "SCHED", "SERIAL", "SIZE", "START", "STATE",
                "SUBSYSTEMS", "TRAN", "TYPE", "VENDOR", "WSAME", "WWN", "ZONED"]
-    out = run("lsblk", "--json", "--bytes", "-o", ",".join(columns), loop.path)
+    out = run("lsblk", "--json", "--bytes", "-x", "NAME", "-o", ",".join(columns), loop.path)
     devices = json.loads(out)["blockdevices"]
     equal([device["type"] for device in devices], ["loop", "part", "part"], "TYPE")
     for found in devices:
@@ -301,6 +307,8 @@ def dissect_and_mount(t):
     trees.same(t.path("copy"), before, "what systemd-dissect --copy-from brought")
     run("systemd-dissect", "--mount", path, point)
     t.defer(system.unmount_if_mounted, point)
+    # The devices of the commands before go when udevd has looked at them.
+    system.settle()
     equal([loop.attr("loop/backing_file") for loop in loopdev.bound()], [path], "bound devices")
     trees.same(os.path.join(point, "data"), before, "files after systemd-dissect --mount")
     run("systemd-dissect", "--umount", point)
@@ -319,7 +327,11 @@ def dissect_attach(t):
         t.record(attribute, loop.attr(f"loop/{attribute}"))
     # It flushes every loop device. One that had a file before refuses that.
     t.allow_log(r"I/O error, dev loop\d+, sector 0 op 0x1:\(WRITE\) flags 0x800 .*")
+    # It tries for three seconds to remove the device, which udevd must not look at for longer.
+    run("udevadm", "control", "--stop-exec-queue")
+    t.defer(run, "udevadm", "control", "--start-exec-queue")
     run("systemd-dissect", "--detach", path)
+    run("udevadm", "control", "--start-exec-queue")
     system.settle()
     equal(run("losetup", "-n", "-j", path), "", "devices")
     t.record("removed", not os.path.exists(loop.path))

@@ -119,7 +119,7 @@ def locked_while_a_program_works(t):
     system.settle()
     run("udevadm", "lock", "--device", loop.path, "sh", "-c",
         'mkfs.ext4 -q -L "$2" "$1" && ! [ -e "/dev/disk/by-label/$2" ]', "sh", loop.path, "locked")
-    run("udevadm", "wait", "--timeout=60", "--settle", "/dev/disk/by-label/locked")
+    run("udevadm", "wait", "--timeout=600", "--settle", "/dev/disk/by-label/locked")
     equal(os.path.realpath("/dev/disk/by-label/locked"), loop.path, "link")
 
 

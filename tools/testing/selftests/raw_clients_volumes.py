@@ -125,6 +125,8 @@ def snapshot(t):
     changed = data[:MIB] + other + data[2 * MIB:]
     same_bytes(blockio.direct_read(f"/dev/mapper/{NAME}", 0, 4 * MIB), changed, "snapshot")
     same_bytes(blockio.direct_read(origin.path, 0, 4 * MIB), data, "origin")
+    # udevd looks at what was written to.
+    system.settle()
     run("dmsetup", "remove", NAME)
     system.settle()
 
@@ -239,7 +241,7 @@ def mirror_fails_and_recovers(t):
     data = data[:3 * MIB] + other + data[5 * MIB:]
     run("mdadm", array, "--remove", loops[1].path)
     run("mdadm", array, "--re-add", loops[1].path)
-    system.wait_until(lambda: state(array)["Active Devices"] == "2", "it has recovered", 120)
+    system.wait_until(lambda: state(array)["Active Devices"] == "2", "it has recovered")
     run("mdadm", array, "--fail", loops[0].path)
     same_bytes(blockio.direct_read(array, 0, 8 * MIB), data, "array on what was re-added")
 

@@ -32,6 +32,8 @@ def prepare(t):
     if not os.path.exists("/sys/power/pm_test"):
         raise Skip("this kernel has no suspend for a test")
     write("/sys/module/suspend/parameters/pm_test_delay", "1")
+    # Milliseconds: who waits for a slow disk is not frozen before it has answered.
+    write("/sys/power/pm_freeze_timeout", "300000")
     write("/sys/power/pm_test", "freezer")
     t.defer(write, "/sys/power/pm_test", "none")
 

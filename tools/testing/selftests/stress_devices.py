@@ -24,7 +24,8 @@ TESTS = 6
 # What happens to I/O on a device that is being detached, shrunk or given another file.
 NOISE = [r"(Buffer )?I/O error.*", r".*I/O error, dev loop\d+.*",
          r".*partition scan of loop\d+ .*failed \(rc=-?\d+\)",
-         r"loop\d+: p\d+ (start|size) \d+ .*", r" loop\d+: unable to read partition table",
+         r"loop\d+: p\d+ (start|size) \d+ .*",
+         r" loop\d+: unable to read partition table",
          r"Dev loop\d+: unable to read RDB block \d+", r"Invalid logical block size \(\d+\)",
          r"operation not supported error, dev loop\d+.*",
          r".*attempt to access beyond end of device.*"]
@@ -51,7 +52,7 @@ def judge_leftovers(folder):
     """Detaches what is bound; then nothing may hold the file system or the driver."""
     for number in range(8):
         loop = loopdev.Loop(number)
-        system.wait_until(lambda loop=loop: detached(loop), f"{loop.path} is detached", 120)
+        system.wait_until(lambda loop=loop: detached(loop), f"{loop.path} is detached")
     run("umount", folder)
     equal(system.references("loop"), 0, "references to loop")
 

@@ -85,7 +85,7 @@ def attach_any(path):
         try:
             return loopdev.attach(path, loop=loop)
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            if error.errno not in loopdev.TAKEN:
                 raise
 
 

@@ -145,7 +145,6 @@ def snapshots_under_load(t, kind):
         taken += snapshot_round(t, kind, rounds, end)
         rounds += 1
     print(f"# {taken} snapshots in {rounds} rounds")
-    ensure(taken >= 3, f"only {taken} snapshots")
 
 
 def snapshot_round(t, kind, number, end):
@@ -158,7 +157,9 @@ def snapshot_round(t, kind, number, end):
     loop = t.attach(chain.paths[0])
     running = started(t, board, [loop], max(3, min(20, end - time.monotonic())))
     rng, unchanged = random.Random(jobs.SEED + number), []
-    while len(unchanged) < 30 and time.monotonic() < running[0].end - 0.5:
+    # Three in any case: on a busy machine, one may take all of a short time.
+    while len(unchanged) < 30 and (
+            time.monotonic() < running[0].end - 0.5 or (not number and len(unchanged) < 3)):
         unchanged.append(snapshot(chain, loop))
         time.sleep(rng.random() / 5)
     jobs.finish(running)
@@ -222,9 +223,9 @@ def attached(path, read_only=False):
                 return loopdev.attach_read_only(path, loop=loop)
             return loopdev.attach(path, loop=loop)
         except OSError as error:
-            if error.errno != errno.EBUSY:
+            if error.errno not in loopdev.TAKEN:
                 raise
-            if not loop.is_bound():
+            if error.errno == errno.EBUSY and not loop.is_bound():
                 return None
 
 

@@ -89,7 +89,7 @@ def partitions_by_partscan(t):
     loop = t.losetup("-P", path)
     system.settle()
     same_bytes(blockio.direct_read(loop.part(1), 0, 8 * MIB), data, "partition 1")
-    out = run("lsblk", "-n", "-l", "-b", "-o", "NAME,TYPE,SIZE", loop.path)
+    out = run("lsblk", "-n", "-l", "-b", "-x", "NAME", "-o", "NAME,TYPE,SIZE", loop.path)
     expected = [[loop.name, "loop", str(SIZE)], [f"{loop.name}p1", "part", str(4 * MIB)],
                 [f"{loop.name}p2", "part", str(16 * MIB)]]
     equal([line.split() for line in out.splitlines()], expected, "lsblk")

@@ -139,9 +139,13 @@ def partition_programs(t):
     """fdisk, parted and sgdisk in turn on one table."""
     path = empty(t)
     loop = t.losetup("-P", path)
+    # udevd looks at what each has written, and scans for partitions, too.
     run("fdisk", loop.path, text="g\nn\n1\n\n+8M\nw\n")
+    system.settle()
     run("parted", "-s", loop.path, "mkpart", "b", "9MiB", "20MiB")
+    system.settle()
     run("sgdisk", "-n", "3:0:+4M", loop.path)
+    system.settle()
     run("partx", "-u", loop.path)
     system.settle()
     data = [blockio.pattern(4 * MIB, number) for number in (1, 2, 3)]

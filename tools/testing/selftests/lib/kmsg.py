@@ -29,6 +29,8 @@ ALWAYS_FINE = [
     r"clocksource: .*",
     r"hrtimer: interrupt took .*",
     r"perf: interrupt took too long .*",
+    r"sched: DL replenish lagged too much",
+    r"systemd-udevd\[\d+\]: \S+: Worker \[\d+\] processing SEQNUM=\d+ is taking a long time",
     r"workqueue: (?!loop)\S+ hogged CPU .*",
 ]
 

@@ -195,6 +195,11 @@ def control(request, arg=0):
         return fcntl.ioctl(fd, request, arg)
 
 
+# What an attach to a free device can fail with if another process was faster: the device is bound, or
+# is just being detached again.
+TAKEN = (errno.EBUSY, errno.ENXIO)
+
+
 def free():
     """A free device (LOOP_CTL_GET_FREE)."""
     return Loop(control(CTL_GET_FREE))

@@ -46,7 +46,7 @@ class Manager:
              "sh", "-c", SETUP, "sh", place, system.scratch()],
             env={**os.environ, **ENVIRONMENT, "SYSTEMD_UNIT_PATH": folder},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        system.wait_until(self.answers, "systemd answers", 120)
+        system.wait_until(self.answers, "systemd answers")
 
     def enter(self, *command):
         """A command line that runs a program beside systemd."""

@@ -65,12 +65,15 @@ def unmount_if_mounted(point):
         wait_until(lambda: attempt("umount", point).returncode == 0, f"{point} is not in use")
 
 
-def wait_until(condition, what, seconds=20):
-    """Waits for something that happens soon but not at once."""
+def wait_until(condition, what, seconds=120):
+    """Waits for something that happens soon but not at once; `what` may be a function that says.
+
+    The limit is for what never happens: a guest that shares its processors may stand still for long.
+    """
     deadline = time.monotonic() + seconds * PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"gave up waiting until {what}")
+            raise TimeoutError(f"gave up waiting until {what() if callable(what) else what}")
         time.sleep(0.02)
 
 
@@ -180,9 +183,22 @@ def stop_udev():
 
 def udev_runs():
     """Whether udevd is there and answers."""
-    return attempt("udevadm", "control", "--ping", "--timeout=30").returncode == 0
+    return ask_udev("control", "--ping", "--timeout=600").returncode == 0
 
 
 def settle():
     """Waits until udevd has done what it was told to."""
-    run("udevadm", "settle", "--timeout=600")
+    done = ask_udev("settle", "--timeout=600")
+    if done.returncode:
+        raise CommandError(done)
+
+
+def ask_udev(*args):
+    """Runs udevadm. On a busy machine udevd may hang up on a client before it has answered: then once
+    more."""
+    for _ in range(10):
+        done = attempt("udevadm", *args)
+        if not done.returncode or "Broken pipe" not in done.stderr:
+            break
+        time.sleep(1)
+    return done

@@ -32,7 +32,7 @@ class Task:
 
     def outcome(self):
         """Waits for its end."""
-        system.wait_until(self.ended, f"process {self.pid} has ended", seconds=60)
+        system.wait_until(self.ended, f"process {self.pid} has ended")
         if os.WIFSIGNALED(self.status):
             return "killed"
         number = os.WEXITSTATUS(self.status)
@@ -40,7 +40,7 @@ class Task:
 
     def wait_until_it_hangs(self):
         """Waits until it sleeps without an end in sight: in one state, for half a second."""
-        system.wait_until(self.hangs, f"process {self.pid} hangs", seconds=60)
+        system.wait_until(self.hangs, f"process {self.pid} hangs")
 
     def hangs(self):
         """Whether it sleeps, uninterruptibly, whenever one looks."""
