@@ -34,8 +34,9 @@ ALWAYS_FINE = [
     r"workqueue: (?!loop)\S+ hogged CPU .*",
 ]
 
-# A record's first line; what follows it (a dictionary) is of no interest.
-RECORD = re.compile(r"(\d+),\d+,\d+,[^;]*;(.*)")
+# A record's first line; what follows it (a dictionary) is of no interest. The flag c: it goes on with
+# a line that had no end, and that another message came behind.
+RECORD = re.compile(r"(\d+),\d+,\d+,(.)[^;]*;(.*)")
 # In front of a device's name, the module's does not matter.
 MODULE_PREFIX = re.compile(r"^loop: (?=loop\d)")
 
@@ -70,9 +71,19 @@ class Log:
                     self.lines.append((0, "the test lost kernel log lines"))
                     continue
                 raise
-            match = RECORD.match(record)
-            text = MODULE_PREFIX.sub("", match.group(2))
-            self.lines.append((int(match.group(1)) & 7, text))
+            level, flag, text = RECORD.match(record).groups()
+            if flag != "c" or not self.go_on(text):
+                self.lines.append((int(level) & 7, MODULE_PREFIX.sub("", text)))
+
+    def go_on(self, text):
+        """Puts the end of a line where its beginning is: the last one that ends with a blank. The kernel
+        prints what the partition scan says of a partition past the end in two pieces."""
+        for number in reversed(range(len(self.lines))):
+            level, begun = self.lines[number]
+            if begun.endswith(" "):
+                self.lines[number] = level, begun + text
+                return True
+        return False
 
     def matching(self, pattern):
         """The lines so far that match the whole of `pattern`."""
