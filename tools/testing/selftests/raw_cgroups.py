@@ -69,7 +69,7 @@ def without_the_io_controller_memory_goes_to_the_root(t):
     t.record("page cache of the writer, MiB", file_memory(group))
 
 
-@suite.cases(one_by_one=65536, large=MIB)
+@suite.cases(one_by_one=65536, large=cgroup.PIECE)
 def direct_writes_reach_the_disk_in_the_writers_name(t, piece):
     path, disk = on_ext4(t)
     blockio.make_file(path, 32 * MIB)

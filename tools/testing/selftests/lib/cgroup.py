@@ -9,6 +9,8 @@ from lib import system
 
 ROOT = "/sys/fs/cgroup"
 HERE = os.path.dirname(os.path.abspath(__file__))
+# So little that it is one request, however many pages of the memory lie side by side.
+PIECE = 512 << 10
 
 # What a child does with a device: reads or writes it sequentially with O_DIRECT, so that the
 # device's own page cache is out of the picture.
@@ -71,6 +73,11 @@ class Group:
                 numbers.update((key, int(found[key])) for key in numbers if key in found)
         return numbers
 
+    def dying(self):
+        """How many groups below it were removed and are referred to yet."""
+        numbers = dict(line.split() for line in self.get("cgroup.stat").splitlines())
+        return int(numbers["nr_dying_descendants"])
+
     def popen(self, *args):
         """Starts a program in the group."""
         script = 'echo $$ >"$1/cgroup.procs" && shift && exec "$@"'
@@ -81,12 +88,12 @@ class Group:
         """Runs a program in the group; fails if it does."""
         finish(self.popen(*args))
 
-    def start_io(self, device, what, pos, length, piece=1 << 20):
+    def start_io(self, device, what, pos, length, piece=PIECE):
         """Starts direct I/O on a device, `what` being read, write, or write_and_flush."""
         return self.popen(sys.executable, "-c", CHILD, os.path.dirname(HERE), device, what,
                           str(pos), str(length), str(piece))
 
-    def do_io(self, device, what, pos, length, piece=1 << 20):
+    def do_io(self, device, what, pos, length, piece=PIECE):
         """The same, to its end."""
         finish(self.start_io(device, what, pos, length, piece))
 
@@ -108,13 +115,6 @@ def enable(t, controllers):
         if name not in have:
             write(path, f"+{name}")
             t.defer(write, path, f"-{name}")
-
-
-def dying():
-    """How many groups were removed and are referred to yet."""
-    with open(os.path.join(ROOT, "cgroup.stat"), encoding="ascii") as file:
-        numbers = dict(line.split() for line in file)
-    return int(numbers["nr_dying_descendants"])
 
 
 def write(path, text):
