@@ -27,30 +27,10 @@ def store(t):
     return t.mount(disk)
 
 
-def hang(t):
-    """From now on every request to the store waits."""
-    system.run("dmsetup", "suspend", "--noudevsync", "--nolockfs", "--noflush", mapper.NAME)
-    t.defer(go_on)
-
-
-def go_on():
-    """Lets the store go on."""
-    system.run("dmsetup", "resume", "--noudevsync", mapper.NAME)
-
-
 def dirty(path):
     """Leaves something to be written back in a file that is cached as a whole."""
     with open(path, "r+b") as file:
         file.write(blockio.pattern(MIB, 7))
-
-
-def hanging(t, function):
-    """A task that waits for the store by now, and ends with the test."""
-    task = Task(function)
-    t.defer(task.outcome)
-    t.defer(go_on)
-    task.wait_until_it_hangs()
-    return task
 
 
 def stuck(t):
@@ -63,8 +43,8 @@ def stuck(t):
     t.defer(os.close, fd)
     os.sync()
     dirty(path)
-    hang(t)
-    return loop, hanging(t, lambda: fcntl.ioctl(fd, loopdev.SET_DIRECT_IO, 1)), fd
+    mapper.hang(t)
+    return loop, mapper.hanging(t, lambda: fcntl.ioctl(fd, loopdev.SET_DIRECT_IO, 1)), fd
 
 
 @suite.test
@@ -76,7 +56,7 @@ def sysfs_can_be_read(t):
     for name in FILES:
         t.record(name, loop.attr(f"loop/{name}"))
     ensure(not task.ended(), "the ioctl does not hang any more")
-    go_on()
+    mapper.go_on()
     t.record("the ioctl", task.outcome())
     t.record("dio", loop.attr("loop/dio"))
 
@@ -88,7 +68,7 @@ def who_waits_can_be_killed(t):
              for name, request in CALLS.items()}
     calls["open"] = lambda: os.open(loop.path, os.O_RDONLY)
     for name, call in calls.items():
-        waiter = hanging(t, call)
+        waiter = mapper.hanging(t, call)
         waiter.kill()
         equal(waiter.outcome(), "killed", f"who waits in {name}")
     ensure(not task.ended(), "the ioctl does not hang any more")
@@ -105,14 +85,14 @@ def who_waits_to_detach_can_be_killed(t):
     os.sync()
     with below.opened(os.O_RDWR) as fd, above.opened(os.O_RDWR) as target:
         os.pwrite(fd, blockio.pattern(MIB, 7), 0)
-        hang(t)
+        mapper.hang(t)
         # Locks out all who detach: the device below must not go away.
-        task = hanging(t, lambda: fcntl.ioctl(target, loopdev.SET_FD, fd))
-        waiter = hanging(t, third.detach)
+        task = mapper.hanging(t, lambda: fcntl.ioctl(target, loopdev.SET_FD, fd))
+        waiter = mapper.hanging(t, third.detach)
         waiter.kill()
         equal(waiter.outcome(), "killed", "who waits to detach")
         ensure(not task.ended(), "the ioctl does not hang any more")
-        go_on()
+        mapper.go_on()
         t.record("the attach", task.outcome())
 
 

@@ -8,15 +8,13 @@ import os
 import random
 import time
 
-from lib import blockio, images, jobs, layers, loopdev, system, vhd, vhd_child
-from lib.ktap import Suite, ensure, equal
+from lib import blockio, images, jobs, layers, loopdev, sectors, vhd, vhd_child
+from lib.ktap import Suite, ensure
 from lib.sectors import FIRST, Board, Worker, first_content
-from lib.system import run
 
 MIB = vhd.MIB
 # Eight blocks, so that all meet in them; no block has sectors of one worker only.
 SIZE = 512 << 10
-WORKERS = 4
 TESTS = 11
 suite = Suite(allow=[r"loop\d+: .*", r"operation not supported error, dev loop\d+, .*"])
 
@@ -39,31 +37,12 @@ def whole_chain(folder, kind, block_size):
     return vhd_child.Chain([child.write(vhd_child.child_path(base)), path], data, base.raw)
 
 
-def started(t, board, loops, seconds):
-    """Workers on these devices, in turn."""
-    workers = [Worker(board, lambda loop=loops[number % len(loops)]: blockio.Direct(loop.path),
-                      number, WORKERS) for number in range(WORKERS)]
-    return [jobs.Job(t, worker.number, worker.actions(), seconds) for worker in workers]
-
-
 def finished(t, board, loops, chain, by_qemu=False):
     """Judges the devices, then the files, by readers that are not ours."""
-    for loop in loops:
-        loop.drop_cache()
-        board.judge_all(images.whole(loop), loop.path)
-    content = images.whole(loops[0])
-    for loop in loops:
-        loop.detach()
+    content = sectors.finish(board, loops)
     chain.judge(content)
     if by_qemu:
         images.judge(t, chain.paths[0], content)
-
-
-def nothing_is_held(folder):
-    """Neither the file system nor the modules."""
-    equal(loopdev.bound(), [], "bound devices")
-    run("umount", folder)
-    equal((system.references("loop"), system.references("vhdloop")), (0, 0), "references")
 
 
 CASES = {
@@ -79,9 +58,9 @@ def dynamic(t, case):
     path = vhd.Dynamic(SIZE, block_size).write(os.path.join(folder, "a.vhd"))
     board = Board(SIZE, block_size, 0)
     loop = t.attach(path, **options)
-    print(f"# {jobs.finish(started(t, board, [loop], jobs.share(TESTS)))} actions")
+    print(f"# {jobs.finish(sectors.start(t, board, [loop], jobs.share(TESTS)))} actions")
     finished(t, board, [loop], vhd_child.Chain([path], b""), by_qemu=True)
-    nothing_is_held(folder)
+    images.nothing_is_held(folder, "vhdloop")
 
 
 @suite.test
@@ -90,9 +69,9 @@ def dynamic_on_two_devices(t):
     path = vhd.Dynamic(SIZE, 64 << 10).write(os.path.join(folder, "a.vhd"))
     board = Board(SIZE, 64 << 10, 0)
     loops = [t.attach(path) for _ in range(2)]
-    print(f"# {jobs.finish(started(t, board, loops, jobs.share(TESTS)))} actions")
+    print(f"# {jobs.finish(sectors.start(t, board, loops, jobs.share(TESTS)))} actions")
     finished(t, board, loops, vhd_child.Chain([path], b""), by_qemu=True)
-    nothing_is_held(folder)
+    images.nothing_is_held(folder, "vhdloop")
 
 
 @suite.cases(on_raw=("raw", 64 << 10), on_fixed=("fixed", 4 << 10), on_dynamic=("dynamic", 2 * MIB))
@@ -104,10 +83,10 @@ def differencing(t, case):
     # Discards are of 64 KiB, whatever the block size is.
     board = Board(SIZE, 64 << 10, FIRST)
     loop = layers.attach_named(t, chain.paths[0])
-    print(f"# {jobs.finish(started(t, board, [loop], jobs.share(TESTS)))} actions")
+    print(f"# {jobs.finish(sectors.start(t, board, [loop], jobs.share(TESTS)))} actions")
     finished(t, board, [loop], chain)
     parent.check()
-    nothing_is_held(folder)
+    images.nothing_is_held(folder, "vhdloop")
 
 
 @suite.test
@@ -116,9 +95,9 @@ def differencing_on_two_devices(t):
     chain = whole_chain(folder, "raw", 64 << 10)
     board = Board(SIZE, 64 << 10, FIRST)
     loops = [layers.attach_named(t, chain.paths[0]) for _ in range(2)]
-    print(f"# {jobs.finish(started(t, board, loops, jobs.share(TESTS)))} actions")
+    print(f"# {jobs.finish(sectors.start(t, board, loops, jobs.share(TESTS)))} actions")
     finished(t, board, loops, chain)
-    nothing_is_held(folder)
+    images.nothing_is_held(folder, "vhdloop")
 
 
 # Snapshots
@@ -155,7 +134,7 @@ def snapshot_round(t, kind, number, end):
     os.unlink(chain.paths.pop(0))
     board = Board(SIZE, 64 << 10, FIRST)
     loop = t.attach(chain.paths[0])
-    running = started(t, board, [loop], max(3, min(20, end - time.monotonic())))
+    running = sectors.start(t, board, [loop], max(3, min(20, end - time.monotonic())))
     rng, unchanged = random.Random(jobs.SEED + number), []
     # Three in any case: on a busy machine, one may take all of a short time.
     while len(unchanged) < 30 and (
@@ -183,7 +162,7 @@ class Family:
         image.write(self.parent)
         base = vhd_child.Chain([self.parent], data)
         self.children = [vhd_child.child_of(base, SIZE, block_size=64 << 10).write(
-            os.path.join(folder, f"child{number}.vhd")) for number in range(WORKERS)]
+            os.path.join(folder, f"child{number}.vhd")) for number in range(sectors.WORKERS)]
         self.boards = [Board(SIZE, 64 << 10, FIRST) for _ in self.children]
 
     def use_child(self, number, rng):
@@ -236,7 +215,7 @@ def children_and_parent_come_and_go(t):
     folder = t.ext4(160)
     family = Family(folder)
     before = images.Unchanged(family.parent)
-    actions = [[lambda rng, n=number: family.use_child(n, rng)] for number in range(WORKERS)]
+    actions = [[lambda rng, n=number: family.use_child(n, rng)] for number in range(sectors.WORKERS)]
     running = [jobs.Job(t, number, each, jobs.share(TESTS))
                for number, each in enumerate([*actions, [family.use_parent]])]
     print(f"# {jobs.finish(running)} cycles")
@@ -244,7 +223,7 @@ def children_and_parent_come_and_go(t):
     for path, board in zip(family.children, family.boards):
         loop = t.attach(path)
         finished(t, board, [loop], vhd_child.Chain([path, family.parent], b""))
-    nothing_is_held(folder)
+    images.nothing_is_held(folder, "vhdloop")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import os
 import random
 
-from lib import blockio, loopdev, vhd_reader
+from lib import blockio, loopdev, system, vhd_reader
 from lib.ktap import Failure, Skip, equal, same_bytes
 from lib.system import run
 
@@ -134,3 +134,10 @@ class Unchanged:
     def check(self):
         """Fails if the file has changed."""
         equal(self.look(), self.before, f"{os.path.basename(self.path)} (hash, size, mtime)")
+
+
+def nothing_is_held(folder, module):
+    """Neither the file system nor the modules, when all devices are detached."""
+    equal(loopdev.bound(), [], "bound devices")
+    run("umount", folder)
+    equal((system.references("loop"), system.references(module)), (0, 0), "references")

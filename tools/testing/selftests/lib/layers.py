@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 
-from lib import images, loopdev, modules, system
+from lib import images, loopdev, modules, system, uevents
 from lib.ktap import ensure, equal, fails_with
 
 # What a line of the sysfs file begins with, in this order; the path is last.
@@ -104,6 +104,15 @@ def paths(loop):
 def references():
     """The references to every module that may hold some."""
     return {name: system.references(name) for name in MODULES if system.loaded(name)}
+
+
+def state(loop):
+    """What a change of the file that was refused must not change."""
+    status = loop.status()
+    return (lines(loop) if loop.attr("loop/parser") != "raw" else None,
+            loop.attr("loop/backing_file"), loop.attr("loop/parser"), loop.size(),
+            (status.inode, status.flags, status.offset, status.sizelimit),
+            uevents.sequence(loop), references())
 
 
 def is_open(path):

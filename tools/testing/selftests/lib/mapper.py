@@ -3,6 +3,7 @@
 
 from lib import system
 from lib.system import run
+from lib.tasks import Task
 
 NAME = "selftest"
 PATH = f"/dev/mapper/{NAME}"
@@ -32,6 +33,26 @@ def table(*lines):
         out += f"{start} {sectors} {arguments}\n"
         start += sectors
     return out
+
+
+def hang(t):
+    """From now on every request to the device waits."""
+    run("dmsetup", "suspend", "--noudevsync", "--nolockfs", "--noflush", NAME)
+    t.defer(go_on)
+
+
+def go_on():
+    """Lets it go on."""
+    run("dmsetup", "resume", "--noudevsync", NAME)
+
+
+def hanging(t, function):
+    """A task that waits for the device by now, and ends with the test."""
+    task = Task(function)
+    t.defer(task.outcome)
+    t.defer(go_on)
+    task.wait_until_it_hangs()
+    return task
 
 
 def switch(*lines):

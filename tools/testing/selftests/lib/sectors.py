@@ -11,9 +11,11 @@ import mmap
 import struct
 import time
 
+from lib import blockio, images, jobs
 from lib.ktap import Failure
 
 SECTOR = 512
+WORKERS = 4
 ZERO = bytes(SECTOR)
 CELL = struct.Struct("<QQ")
 # What was done last to a block as a whole.
@@ -206,3 +208,24 @@ class Worker:
     def flush(self, _):
         """A FLUSH."""
         self.ready().flush()
+
+
+def finish(board, loops):
+    """Judges what all the devices of an image show, and detaches them; returns what that is."""
+    for loop in loops:
+        loop.drop_cache()
+        board.judge_all(images.whole(loop), loop.path)
+    content = images.whole(loops[0])
+    for loop in loops:
+        loop.detach()
+    return content
+
+
+def start(t, board, loops, seconds, with_discards=True):
+    """Starts workers on these devices of one image, in turn."""
+    workers = [Worker(board, lambda loop=loops[number % len(loops)]: blockio.Direct(loop.path),
+                      number, WORKERS) for number in range(WORKERS)]
+    return [jobs.Job(t, worker.number,
+                     [action for action in worker.actions() if with_discards or action != worker.trim],
+                     seconds)
+            for worker in workers]

@@ -31,6 +31,10 @@ class Raw:
         """A sector: it has them all. What the file lacks of its last one is zero."""
         return os.pread(self.file, SECTOR, number * SECTOR).ljust(SECTOR, b"\0")
 
+    def may_have(self, _first, _count):
+        """See Image.may_have()."""
+        return True
+
 
 class Image:
     """A VHD of any kind."""
@@ -61,6 +65,13 @@ class Image:
             return self.data[start:start + SECTOR]
         return bytes(SECTOR) if self.reader.kind == vhd.DYNAMIC else None
 
+    def may_have(self, first, count):
+        """Whether sector() has to be asked for these sectors, which lie in one block."""
+        if self.reader.kind != vhd.DIFFERENCING or (first + count) * SECTOR > self.size:
+            return True
+        self.load(first * SECTOR // self.reader.block_size)
+        return bool(self.bitmap)
+
     def load(self, block):
         """Reads a block, unless it was the last one that was read."""
         if block != self.block:
@@ -78,6 +89,9 @@ class Chain:
         self.layers = [Image(path) for path in paths[:len(paths) - raw]]
         self.layers += [Raw(path) for path in paths[len(paths) - raw:]]
         self.size = self.layers[0].size
+        blocks = [image.reader.block_size for image in self.layers[:len(paths) - raw]]
+        # No block of any file ends within so many sectors.
+        self.step = min(filter(None, blocks), default=PIECE) // SECTOR
 
     def __enter__(self):
         return self
@@ -86,18 +100,17 @@ class Chain:
         for layer in self.layers:
             layer.close()
 
-    def sector(self, number):
-        """A sector of the guest disk: that of the first layer that has it."""
-        for layer in self.layers:
-            data = layer.sector(number)
-            if data is not None:
-                return data
-        raise vhd_reader.Broken("the last file of the chain has a parent, too")
-
     def read(self, pos, length):
         """A range of the guest disk, in whole sectors."""
-        first = pos // SECTOR
-        return b"".join(map(self.sector, range(first, first + length // SECTOR)))
+        first, end = pos // SECTOR, (pos + length) // SECTOR
+        parts = []
+        while first < end:
+            count = min(self.step - first % self.step, end - first)
+            # Most files of a long chain have nothing of most blocks.
+            layers = [layer for layer in self.layers if layer.may_have(first, count)]
+            parts += [sector_of(layers, number) for number in range(first, first + count)]
+            first += count
+        return b"".join(parts)
 
     def digest(self):
         """The sha256 of the guest disk, in hexadecimal."""
@@ -105,6 +118,15 @@ class Chain:
         for pos in range(0, self.size, PIECE):
             total.update(self.read(pos, min(PIECE, self.size - pos)))
         return total.hexdigest()
+
+
+def sector_of(layers, number):
+    """A sector of the guest disk: that of the first layer that has it."""
+    for layer in layers:
+        data = layer.sector(number)
+        if data is not None:
+            return data
+    raise vhd_reader.Broken("the last file of the chain has a parent, too")
 
 
 def guest_of(paths, raw=False):
