@@ -363,7 +363,7 @@ def on_another_mount_if_any(t):
 @suite.test
 def grandparents_are_named_from_their_childs_folder(t):
     """Each name counts from the folder of the image that has it."""
-    make_parent(t.path("grandparent.vhd"))
+    guest = make_parent(t.path("grandparent.vhd"))
     os.mkdir(t.path("a"))
     os.mkdir(t.path("b"))
     make_child(t.path("a/parent.vhd"), naming("../grandparent.vhd"),
@@ -377,6 +377,7 @@ def grandparents_are_named_from_their_childs_folder(t):
     loop = t.attach(t.path("b/child.vhd"))
     equal(layers.paths(loop), [t.path("b/child.vhd"), t.path("a/parent.vhd"),
                                t.path("grandparent.vhd")], "layers")
+    same_bytes(images.whole(loop), guest, "device")
 
 
 @suite.test
@@ -732,12 +733,76 @@ def detached_chain_is_closed(t):
     equal((system.references("loop"), system.references("vhdloop")), (0, 0), "references")
 
 
+# Another file for a read-only device
+
+
+class Changed:
+    """A read-only device on a file without a parent, which is to get a child that has one."""
+
+    def __init__(self, t, attach):
+        self.t = t
+        self.pair = Pair(t)
+        self.first = t.path("first.vhd")
+        self.guest = make_parent(self.first, 0x55)
+        self.loop = attach(t, self.first, file_flags=os.O_RDONLY, flags=loopdev.READ_ONLY,
+                           mode=os.O_RDONLY)
+
+    def change(self):
+        """LOOP_CHANGE_FD to the child."""
+        with loopdev.opened(self.pair.child) as fd:
+            self.loop.change_fd(fd, os.O_RDONLY)
+
+    def refused(self, number, says):
+        """The change fails, with a log line, and the device goes on with its file."""
+        files = [images.Unchanged(path)
+                 for path in (self.first, self.pair.child, self.pair.parent)]
+        before = self.state()
+        with layers.one_line(self.t, rf"{self.loop.name}: refused: .*{says}.*"):
+            fails_with(number, self.change)
+        system.wait_until(lambda: self.state() == before, f"{self.state()} is {before}")
+        same_bytes(images.whole(self.loop), self.guest, "device")
+        for file in files:
+            file.check()
+
+    def state(self):
+        """What stays as it is."""
+        opened = [layers.is_open(path) for path in (self.pair.child, self.pair.parent)]
+        return layers.state(self.loop), opened
+
+    def served(self):
+        """The change works; the device shows the parent's disk."""
+        self.change()
+        same_bytes(images.whole(self.loop), self.pair.guest, "device")
+        equal(layers.paths(self.loop), [self.pair.child, self.pair.parent], "layers")
+
+
+@suite.test
+def change_to_a_child_is_not_allowed_by_default(t):
+    """An attach is not the only way in."""
+    Changed(t, attach_auto).refused(errno.EPERM, NOT_ALLOWED)
+
+
+@suite.cases(named=("none", attach_named), beneath=(BENEATH, attach_auto), any=(ANY, attach_auto))
+def change_to_a_child_is_allowed(t, case):
+    value, attach = case
+    layers.allow_parents(t, value)
+    Changed(t, attach).served()
+
+
+@suite.test
+def change_to_a_child_whose_owner_may_not_read_the_parent(t):
+    changed = Changed(t, attach_named)
+    os.chown(changed.pair.child, ALICE, 0)
+    os.chmod(changed.pair.parent, 0o600)
+    changed.refused(errno.EACCES, r"parent\.vhd")
+
+
 # Children without a folder
 
 
-def no_folder(t, fd):
+def no_folder(t, fd, values=("none", BENEATH, ANY)):
     """An open child that has no folder to look for its parent in."""
-    for value in ("none", BENEATH):
+    for value in values:
         with modules.parameter("parents", value):
             with layers.one_line(t, r"loop\d+: refused: .*parent\.vhd.*"):
                 fails_with(errno.EXDEV, layers.attach_fd, t, os.dup(fd))
@@ -798,15 +863,19 @@ def child_that_is_mounted_alone(t):
 
 @suite.test
 def child_on_a_block_device(t):
-    """/dev is no folder for disks."""
+    """/dev is no folder for disks, unless anything goes."""
     disk = t.ram_disk(8)
     pair = Pair(t)
     to_disk(disk, pair.child)
     fd = os.open(disk, os.O_RDWR)
-    try:
-        no_folder(t, fd)
-    finally:
-        os.close(fd)
+    t.defer(os.close, fd)
+    no_folder(t, fd, ("none", BENEATH))
+    layers.allow_parents(t, ANY)
+    with layers.one_line(t, r"loop\d+: refused: .*parent\.vhd.*"):
+        fails_with(errno.ENOENT, layers.attach_fd, t, os.dup(fd))
+    os.symlink(pair.parent, "/dev/parent.vhd")
+    t.defer(os.unlink, "/dev/parent.vhd")
+    same_bytes(images.whole(layers.attach_fd(t, os.dup(fd))), pair.guest, "device")
 
 
 # Whose file it is

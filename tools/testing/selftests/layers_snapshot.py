@@ -3,17 +3,19 @@
 """Live snapshots: LOOP_CHANGE_FD puts a child on top of the file that a device is on, while it is
 being written. Whoever uses the device does not notice; the file below is not written any more."""
 
+import contextlib
 import errno
 import os
 import subprocess
 
-from lib import blockio, images, layers, loopdev, system, uevents, vhd, vhd_child
+from lib import blockio, images, layers, loopdev, mapper, system, uevents, vhd, vhd_child
 from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
 from lib.system import run
 
 MIB = vhd.MIB
 SIZE = 8 * MIB
 BLOCK = 64 << 10
+NOT_A_CHILD = r"vhd: not a child of the device's file"
 BLKPG_TABLE = "label: dos\nsize=4MiB,type=83\nsize=2MiB,type=83\n"
 # tmpfs does not offer to write zeros.
 suite = Suite(allow=[r"operation not supported error, dev loop\d+, .*"])
@@ -69,15 +71,6 @@ def change(loop, path, flags=os.O_RDWR, mode=os.O_RDWR):
         loop.change_fd(fd, mode)
     finally:
         os.close(fd)
-
-
-def state(loop):
-    """What a change that was refused must not change."""
-    status = loop.status()
-    return (layers.lines(loop) if loop.attr("loop/parser") != "raw" else None,
-            loop.attr("loop/backing_file"), loop.attr("loop/parser"), loop.size(),
-            (status.inode, status.flags, status.offset, status.sizelimit),
-            uevents.sequence(loop), layers.references())
 
 
 # Which files may be put on top
@@ -179,6 +172,34 @@ def below_is_complete_after_the_change(t):
         vhd_child.Chain(device.chain.paths[1:], b"").judge(bytes(shadow))
         direct.write(0, bytes(4096))
     vhd_child.Chain(device.chain.paths[1:], b"").judge(bytes(shadow))
+
+
+@suite.cases(raw="raw", dynamic="dynamic")
+def below_cannot_be_made_durable(t, kind):
+    """No backup: the change fails, and the device keeps the file that it has."""
+    t.allow_log(r"EXT4-fs .*|JBD2: .*|Aborting journal .*|.*dm-\d+.*|loop\d+: vhd: syncing failed .*")
+    t.allow_log(r"(Buffer )?I/O error.*|.*lost async page write|.*callbacks suppressed")
+    t.ram_disk(64)
+    disk = mapper.create(t, (64 * 2048, "linear"))
+    run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,nodiscard", disk)
+    device = Device.on(t, kind, folder=t.mount(disk))
+    image = vhd_child.child_of(device.chain, SIZE, block_size=BLOCK, header_name="",
+                               locators=[vhd_child.mac(f"file://{device.chain.paths[0]}")])
+    child = images.Unchanged(image.write(t.path("child.vhd")))
+    system.attempt("modprobe", "vhdloop")
+    # Not written back by itself before the change.
+    with blockio.Direct(device.loop.path) as direct:
+        direct.write(MIB, b"d" * MIB)
+    before = layers.state(device.loop)[1:]
+    mapper.switch((64 * 2048, "error"))
+    fails_with(errno.EIO, change, device.loop, child.path)
+    mapper.switch((64 * 2048, "linear"))
+    system.wait_until(lambda: layers.state(device.loop)[1:] == before,
+                      lambda: f"{before}, {layers.state(device.loop)[1:]}")
+    if kind == "dynamic":
+        equal([layer["state"] for layer in layers.of(device.loop)], ["failed"], "states")
+    child.check()
+    device.loop.detach()
 
 
 @suite.test
@@ -300,37 +321,49 @@ WRONG = {
 }
 
 
-def refused(device, path, number=errno.EINVAL, **how):
-    """The change fails, and the device goes on as before."""
-    t = device.t
-    t.allow_log(rf"{device.loop.name}: .*")
+def stays(device, path, number, says, **how):
+    """The change fails with a log line that says why, if it `says` anything; nothing has changed."""
     files = [images.Unchanged(name) for name in {path, device.chain.paths[0]}]
-    before = state(device.loop)
-    fails_with(number, change, device.loop, path, **how)
+    before = layers.state(device.loop)
+    line = layers.one_line(device.t, rf"{device.loop.name}: refused: {says}")
+    with line if says else contextlib.nullcontext():
+        fails_with(number, change, device.loop, path, **how)
     for file in files:
         file.check()
-    system.wait_until(lambda: state(device.loop) == before, f"{before}, {state(device.loop)}")
+    system.wait_until(lambda: layers.state(device.loop) == before,
+                      lambda: f"{before}, {layers.state(device.loop)}")
+
+
+def refused(device, path, number=errno.EINVAL, says=NOT_A_CHILD, **how):
+    """The change fails, and the device goes on as before."""
+    stays(device, path, number, says, **how)
     blockio.direct_write(device.loop.path, 0, b"o" * 4096)
     device.judge(b"o" * 4096 + device.chain.guest[4096:])
+
+
+def not_its_child(device, path):
+    """As above. What is no image at all is refused without a word, as ever."""
+    is_image = blockio.content(path).startswith(b"conectix")
+    refused(device, path, says=NOT_A_CHILD if is_image else None)
 
 
 @suite.cases(**WRONG)
 def is_refused_on_a_dynamic_disk(t, make):
     device = Device.on(t, "dynamic")
-    refused(device, make(device))
+    not_its_child(device, make(device))
 
 
 @suite.cases(**WRONG)
 def is_refused_on_a_raw_disk(t, make):
     device = Device.on(t, "raw")
-    refused(device, make(device))
+    not_its_child(device, make(device))
 
 
 @suite.test
 def damaged_child_is_refused(t):
     """As at an attach."""
     device = Device.on(t, "raw")
-    refused(device, damaged(device), errno.EUCLEAN)
+    refused(device, damaged(device), errno.EUCLEAN, r"vhd: .* at byte \d+")
 
 
 @suite.cases(raw=("raw", vhd_child.identity(0x66)), dynamic=("dynamic", vhd_child.NULL_ID))
@@ -344,7 +377,7 @@ def id_of_another_kind_is_refused(t, case):
 @suite.test
 def child_opened_read_only_is_refused(t):
     device = Device.on(t, "raw")
-    refused(device, device.child(), flags=os.O_RDONLY)
+    refused(device, device.child(), says=None, flags=os.O_RDONLY)
 
 
 @suite.test
@@ -352,18 +385,55 @@ def child_opened_write_only_is_refused(t):
     device = Device.on(t, "raw")
     t.allow_log(r"loop\d+: .*")
     path = device.child()
-    before = state(device.loop)
+    before = layers.state(device.loop)
     try:
         change(device.loop, path, flags=os.O_WRONLY)
     except OSError as error:
         ensure(error.errno in (errno.EINVAL, errno.EBADF), str(error))
-    equal(state(device.loop), before, "device")
+    equal(layers.state(device.loop), before, "device")
 
 
 @suite.test
 def caller_must_be_able_to_write(t):
     device = Device.on(t, "raw")
-    refused(device, device.child(), errno.EPERM, mode=os.O_RDONLY)
+    refused(device, device.child(), errno.EPERM, says=None, mode=os.O_RDONLY)
+
+
+@suite.cases(raw="raw", dynamic="dynamic")
+def child_of_the_grandparent_is_refused(t, kind):
+    """It would leave out what the device's own file has."""
+    base = vhd_child.base(t.dir, kind, SIZE)
+    device = Device(t, vhd_child.grow(base, vhd_child.Level(SIZE, BLOCK)), layers.attach_named)
+    sibling = vhd_child.child_of(base, SIZE, block_size=BLOCK, unique_id=vhd_child.identity(0x44))
+    refused(device, sibling.write(t.path("sibling.vhd")))
+
+
+@suite.test
+def child_in_use_is_refused(t):
+    """Another device writes to it, as to any file."""
+    device = Device.on(t, "raw")
+    path = device.child()
+    other = images.attach_with(t, path, "raw")
+    stays(device, path, errno.EBUSY, "vhd: EBUSY")
+    other.detach()
+    device.put_on_top(path)
+    device.judge(device.chain.guest)
+
+
+@suite.test
+def child_on_the_devices_own_file_system_is_refused(t):
+    """To write to the device would be to write to the child, and so to the device."""
+    device = Device.on(t, "raw")
+    run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", device.loop.path)
+    point = t.mount(device.loop.path, "-o", "noatime")
+    image = vhd_child.child_of(device.chain, SIZE, block_size=BLOCK, header_name="",
+                               locators=[vhd_child.mac(f"file://{device.chain.paths[0]}")])
+    path = image.write(os.path.join(point, "child.vhd"))
+    run("sync", "-f", point)
+    stays(device, path, errno.ELOOP, "vhd: ELOOP")
+    run("umount", point)
+    run("e2fsck", "-fn", device.loop.path)
+    device.judge(images.whole(device.loop))
 
 
 @suite.test
@@ -424,9 +494,9 @@ def two_devices_on_one_file(t):
     device = Device.on(t, "dynamic")
     other = t.attach(device.chain.paths[0])
     t.allow_log(r"loop\d+: .*")
-    before = state(device.loop)
+    before = layers.state(device.loop)
     fails_with(errno.EBUSY, change, device.loop, device.child())
-    equal(state(device.loop), before, "device")
+    equal(layers.state(device.loop), before, "device")
     other.detach()
     device.switch()
     device.judge(device.chain.guest)
@@ -489,12 +559,20 @@ def no_events(t):
     device.loop.detach()
 
 
-class Load:
-    """fio on a file system, again and again; each run ends by verifying what it has written."""
+def writes(loop):
+    """Writes that a device has completed."""
+    return int(loop.attr("stat").split()[4])
 
-    def __init__(self, t, folder):
+
+class Load:
+    """fio on a device's file system, again and again; each run ends by verifying what it has
+    written."""
+
+    def __init__(self, t, loop, folder):
+        self.loop = loop
         self.folder = folder
         self.runs = 0
+        self.seen = writes(loop)
         self.job = self.start()
         t.defer(lambda: self.job.kill())
 
@@ -503,15 +581,21 @@ class Load:
         self.runs += 1
         return subprocess.Popen(
             ["fio", "--name=x", f"--directory={self.folder}", "--ioengine=libaio", "--direct=1",
-             "--rw=randrw", "--bsrange=512-32k", "--iodepth=16", "--size=3m", "--numjobs=2",
+             "--rw=randrw", "--bsrange=512-32k", "--iodepth=16", "--size=1m", "--numjobs=2",
              "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--time_based",
              "--runtime=3", "--fsync=20", f"--randseed={self.runs}", "--output=/dev/null"])
 
-    def keep_up(self):
-        """Starts the next run if one has ended."""
+    def goes_on(self):
+        """Waits until there were more writes since the last time; fio never pauses for long."""
+        system.wait_until(self.has_written, "fio has written more")
+        self.seen = writes(self.loop)
+
+    def has_written(self):
+        """Whether fio runs and has written; the next run starts if one has ended."""
         if self.job.poll() is not None:
             self.finish()
             self.job = self.start()
+        return writes(self.loop) >= self.seen + 16
 
     def finish(self):
         """Waits for the run; it must have found everything as it was written."""
@@ -520,25 +604,26 @@ class Load:
 
 @suite.cases(raw="raw", dynamic="dynamic")
 def mounted_file_system_under_load(t, kind):
-    """50 switches, ten in a chain: nothing is lost, and ext4 says nothing."""
-    for turn in range(5):
+    """50 switches, 25 in a chain: nothing is lost, and ext4 says nothing."""
+    for turn in range(2):
         folder = t.path(f"round{turn}")
         os.mkdir(folder)
         mounted_round(t, kind, folder, turn)
 
 
 def mounted_round(t, kind, folder, turn):
-    """Ten snapshots under a file system that fio uses."""
-    device = Device.on(t, kind, 24 * MIB, folder)
+    """25 snapshots under a file system that fio writes to before, between and after them."""
+    device = Device.on(t, kind, SIZE, folder)
     loop = device.loop
-    run("mkfs.ext4", "-q", "-F", loop.path)
+    run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", loop.path)
     point = t.mount(loop.path, where=f"mnt{turn}")
     before = identity_of(loop)
-    load = Load(t, point)
+    load = Load(t, loop, point)
     with uevents.Listener(rf".*/{loop.name}(/.*)?") as listener:
-        for _ in range(10):
-            load.keep_up()
+        for _ in range(25):
+            load.goes_on()
             device.switch()
+        load.goes_on()
         kept = blockio.make_file(os.path.join(point, "kept"), MIB, turn)
         equal([str(event) for event in listener.events()], [], "events")
     equal(identity_of(loop), before, "sequence number, size")
@@ -553,21 +638,26 @@ def mounted_round(t, kind, folder, turn):
 def writer_that_never_stops(t):
     """Every sector is what was written last, whichever file it went to."""
     device = Device.on(t, "raw")
-    script = ("import sys; sys.path.insert(0, sys.argv[1]); from lib import blockio\n"
+    script = ("import os, sys; sys.path.insert(0, sys.argv[1]); from lib import blockio\n"
               "data = open(sys.argv[2], 'rb').read()\n"
               "with blockio.Direct(sys.argv[3]) as device:\n"
-              "    for turn in range(3):\n"
+              "    while os.path.exists(sys.argv[4]):\n"
               "        for pos in range(0, len(data), 4096):\n"
               "            device.write(pos, data[pos:pos + 4096])\n")
     blockio.make_file(t.path("data"), SIZE, 5)
+    blockio.make_sparse(t.path("go on"), 0)
     here = os.path.dirname(os.path.abspath(__file__))
-    job = subprocess.Popen(["python3", "-c", script, here, t.path("data"), device.loop.path])
-    switches = 0
-    while job.poll() is None and switches < 25:
+    job = subprocess.Popen(["python3", "-c", script, here, t.path("data"), device.loop.path,
+                            t.path("go on")])
+    t.defer(job.kill)
+    for _ in range(25):
+        seen = writes(device.loop)
+        system.wait_until(lambda seen=seen: writes(device.loop) > seen or job.poll() is not None,
+                          "there are more writes")
         device.put_on_top()
-        switches += 1
+        equal(job.poll(), None, "exit status of the writer meanwhile")
+    os.unlink(t.path("go on"))
     equal(job.wait(), 0, "exit status of the writer")
-    ensure(switches >= 5, f"only {switches} switches")
     device.judge(blockio.content(t.path("data")))
 
 
