@@ -11,7 +11,7 @@ import random
 import threading
 import time
 
-from lib import blockio, loopdev, mapper, vhd, vhd_reader
+from lib import blockio, images, layers, loopdev, mapper, system, vhd, vhd_chain, vhd_child, vhd_reader
 from lib.blockio import Direct
 from lib.ktap import Failure, Suite, ensure, equal, same_bytes
 from lib.system import run
@@ -19,7 +19,7 @@ from lib.system import run
 MIB = vhd.MIB
 SECTOR = vhd.SECTOR
 SIZE = 24 * MIB
-DISK = 64
+DISK = 160
 LINEAR = (DISK * 2048, "linear")
 LOSSY = (DISK * 2048, "lossy")
 suite = Suite(allow=[r"EXT4-fs \(dm-\d+\): .*", r"EXT4-fs \(ram0\): .*", r"JBD2: .*", r".*dm-\d+.*"])
@@ -37,13 +37,28 @@ class Writer(threading.Thread):
         self.power_fails = threading.Event()
         self.stop = threading.Event()
         self.flushes = self.writes = 0
+        self.error = None
 
     def run(self):
         while not self.stop.is_set():
             try:
                 self.flush() if self.rng.random() < 0.08 else self.write()
-            except OSError:
+            except OSError as error:
+                self.error = error
                 return
+
+    def end(self):
+        """Stops and lets go of the device, if that was not done before."""
+        self.stop.set()
+        self.join()
+        if self.device:
+            self.device.close()
+            self.device = None
+
+    def goes_on(self, enough, what):
+        """Waits until enough was done."""
+        system.wait_until(lambda: enough() or not self.is_alive(), what)
+        ensure(self.is_alive(), f"the writer has ended: {self.error}")
 
     def write(self):
         """A random piece at a random place, recorded before it is written."""
@@ -77,30 +92,52 @@ class Writer(threading.Thread):
                           f"({len(allowed.get(pos, ()))} writes since the last flush)")
 
 
-def cut(t, image, seed, flags=0):
-    """One power failure."""
+def store(t):
+    """A file system whose power can fail; returns where it is mounted."""
     t.ram_disk(DISK)
     path = mapper.create(t, LINEAR)
     run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,nodiscard", path)
-    folder = t.mount(path, where="disk")
+    return t.mount(path, where="disk")
+
+
+def cut(t, image, seed, flags=0):
+    """One power failure."""
+    folder = store(t)
     file = image.write(os.path.join(folder, "a.vhd"))
     run("sync", "-f", file)
     loop = t.attach(file, flags=flags)
-    writer = Writer(loop.path, image.guest(), seed)
-    writer.start()
+    writer = started(t, Writer(loop.path, image.guest(), seed))
     time.sleep(0.3 + random.Random(seed).random() * 1.5)
+    writer.goes_on(lambda: writer.flushes, "there is a flush")
+    end(writer)
+    take_down(loop, folder)
+    return writer
+
+
+def started(t, writer):
+    """Starts a writer, which does not outlive the test."""
+    writer.start()
+    t.defer(writer.end)
+    return writer
+
+
+def end(writer):
+    """The power fails, and the writer goes on for a while."""
+    ensure(writer.is_alive(), f"the writer has ended: {writer.error}")
     writer.power_fails.set()
     mapper.switch(LOSSY)
+    seen = writer.writes
     time.sleep(0.3)
-    writer.stop.set()
-    writer.join()
-    writer.device.close()
+    writer.goes_on(lambda: writer.writes > seen, "something is written that is lost")
+    writer.end()
+    print(f"# {writer.writes} writes, {writer.flushes} flushes")
+
+
+def take_down(loop, folder):
+    """Whatever is written meanwhile is lost."""
     loop.detach()
     run("umount", folder)
     mapper.remove()
-    print(f"# {writer.writes} writes, {writer.flushes} flushes")
-    ensure(writer.flushes and writer.since, "too slow to test anything")
-    return writer
 
 
 def inspect(t, writer, qemu=True):
@@ -164,6 +201,80 @@ def add_cases():
 
 
 add_cases()
+
+
+# Live snapshots
+
+
+def with_children(folder, kind, count):
+    """A file, and empty children for it, each on top of the one before; all of it durable.
+
+    Returns the chain so far, and the paths of the children.
+    """
+    chain = vhd_child.base(folder, kind, SIZE)
+    grown, children = chain, []
+    for _ in range(count):
+        child = vhd_child.child_of(grown, SIZE, block_size=64 << 10)
+        children.append(child.write(vhd_child.child_path(grown)))
+        grown = vhd_child.Chain([children[-1], *grown.paths], chain.guest, chain.raw)
+    run("sync", "-f", folder)
+    return chain, children
+
+
+def switch(loop, path):
+    """LOOP_CHANGE_FD."""
+    with loopdev.opened(path, os.O_RDWR) as fd:
+        loop.change_fd(fd)
+
+
+def in_the_store(t, paths):
+    """The same files, when the power is back."""
+    t.mount("/dev/ram0", where="disk")
+    loop = layers.attach_named(t, paths[0])
+    found = images.whole(loop)
+    loop.detach()
+    return found
+
+
+@suite.cases(raw="raw", dynamic="dynamic")
+def snapshot_then_power_fails(t, kind):
+    """What the file below got and nobody had flushed: a flush of the device covers that, too."""
+    folder = store(t)
+    chain, (child,) = with_children(folder, kind, 1)
+    shadow = bytearray(chain.guest)
+    loop = layers.attach_auto(t, chain.paths[0])
+    with Direct(loop.path) as device:
+        images.scribble(device, shadow)
+        switch(loop, child)
+        device.flush()
+    mapper.switch(LOSSY)
+    take_down(loop, folder)
+    paths = [child, *chain.paths]
+    found = in_the_store(t, paths)
+    vhd_child.Chain(paths, b"", chain.raw).judge(bytes(shadow))
+    same_bytes(found, bytes(shadow), "device")
+
+
+@suite.cases(raw="raw", dynamic="dynamic")
+def snapshots_under_load_then_power_fails(t, kind):
+    """Three of them, and writes and flushes all the time."""
+    folder = store(t)
+    chain, children = with_children(folder, kind, 3)
+    loop = layers.attach_auto(t, chain.paths[0])
+    writer = started(t, Writer(loop.path, chain.guest, 1))
+    for child in children:
+        seen = writer.writes
+        writer.goes_on(lambda seen=seen: writer.writes > seen + 20, "there are more writes")
+        switch(loop, child)
+    seen = writer.flushes
+    writer.goes_on(lambda: writer.flushes > seen + 2, "there are more flushes")
+    end(writer)
+    take_down(loop, folder)
+    paths = [*reversed(children), *chain.paths]
+    found = in_the_store(t, paths)
+    writer.judge(vhd_chain.guest_of(paths, chain.raw))
+    writer.judge(found)
+
 
 if __name__ == "__main__":
     suite.main()
