@@ -117,6 +117,14 @@ def hidden():
     return filled(7 * MIB, 2 * MIB, footer={**fields, "hidden": 1, "checksum": right})
 
 
+def sum_anew(path):
+    """Fails unless both footers are as hidden() has made them; then makes their checksums right."""
+    expected = hidden().head.pack()
+    for place in (0, -512):
+        equal(blockio.content(path)[place:][:512], expected, f"footer at {place}")
+        vhd.reseal(path, place, 512, vhd.Footer.CHECKSUM_AT)
+
+
 def warns(name):
     """Whether the kernel may say that something is wrong with the image."""
     return name.startswith(("tail_", "head_"))
@@ -144,7 +152,7 @@ def read_write_judge(t, name, build, qemu):
     same_bytes(images.whole(loop), bytes(shadow), "device after writing")
     loop.detach()
     if name == "hidden_not_summed":
-        return
+        sum_anew(path)
     images.judge(t, path, bytes(shadow), qemu)
 
 

@@ -455,7 +455,8 @@ def batmap_and_blocks_that_are_freed(t):
 
 @suite.test
 def trimmed_file_system_in_a_child(t):
-    """What the child trims, its parent keeps; no deleted file of the parent comes back."""
+    """What the child trims, its parent keeps; no deleted file of the parent comes back. The child's
+    file gets smaller."""
     base = vhd.Dynamic(48 * MIB).write(t.path("base.vhd"))
     loop = t.attach(base)
     run("mkfs.ext4", "-q", loop.path)
@@ -469,6 +470,10 @@ def trimmed_file_system_in_a_child(t):
     point = t.mount(loop.path)
     os.unlink(os.path.join(point, "large"))
     kept = blockio.make_file(os.path.join(point, "kept"), 2 * MIB, 3)
+    blockio.make_file(os.path.join(point, "gone"), 8 * MIB, 4)
+    os.sync()
+    size = blockio.allocated(child)
+    os.unlink(os.path.join(point, "gone"))
     os.sync()
     run("fstrim", point)
     same_bytes(blockio.content(os.path.join(point, "kept")), kept, "a file")
@@ -477,6 +482,7 @@ def trimmed_file_system_in_a_child(t):
     content = images.whole(loop)
     loop.detach()
     before.check()
+    shrinks(child, size - 6 * MIB)
     vhd_child.Chain([child, base], b"").judge(content)
 
 

@@ -284,6 +284,23 @@ def size_that_cannot_be(t, damage):
 
 
 @suite.test
+def disk_that_became_smaller(t):
+    """Refused until it is attached again: somebody may be using the end."""
+    path, guest = image_with_room(t)
+    loop = t.attach(path)
+    # It is said once.
+    t.expect_log(rf"{loop.name}: vhd: the disk has become smaller .*")
+    for size in (SIZE - 512, 512):
+        set_size(path, size)
+        fails_with(errno.EOPNOTSUPP, loop.set_capacity)
+        equal(loop.size(), SIZE, "size")
+        same_bytes(images.whole(loop), guest, "device")
+    loop.detach()
+    loop = t.attach(path)
+    same_bytes(images.whole(loop), guest[:512], "device, attached again")
+
+
+@suite.test
 def one_footer_is_enough(t):
     """As at an attach: the copy at 0 counts, if it is right."""
     path, _ = image_with_room(t)

@@ -12,7 +12,7 @@ import random
 import struct
 import time
 
-from lib import blockio, images, loopdev, mapper, vhd, vhd_reader
+from lib import blockio, images, layers, loopdev, mapper, vhd, vhd_reader
 from lib.blockio import Direct
 from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
 
@@ -350,14 +350,17 @@ def failed_flush_ends_writing(t):
     loop = t.attach(path)
     with Direct(loop.path) as device:
         same_bytes(device.read(0, 4 * BLOCK), image.guest()[:4 * BLOCK], "a read")
+        equal(layers.of(loop)[0]["state"], "clean", "state before")
         mapper.switch((sectors, "error"))
         device.write(0, b"x" * 4096)
         fails_with(errno.EIO, device.flush)
+        equal(layers.of(loop)[0]["state"], "failed", "state")
         mapper.switch((sectors, "linear"))
         fails_with(errno.EIO, device.write, BLOCK, b"y" * 4096)
         same_bytes(device.read(3 * BLOCK, BLOCK), image.guest()[3 * BLOCK:4 * BLOCK], "a read")
     loop.detach()
     loop = t.attach(path)
+    equal(layers.of(loop)[0]["state"], "clean", "state, attached again")
     blockio.direct_write(loop.path, BLOCK, b"y" * 4096)
     same_bytes(blockio.direct_read(loop.path, BLOCK, 4096), b"y" * 4096, "after another attach")
     loop.detach()
