@@ -86,7 +86,7 @@ def new_blocks(t):
 @suite.test
 def refused_attach(t):
     path = vhd.Dynamic(8 * MIB, header={"block_size": 0, "max_entries": 4}).write(t.path("a.vhd"))
-    foreign = images.create(t.path("b"), MIB, "qcow2")
+    foreign = images.create(t.path("b"), MIB, "vmdk")
     t.allow_log(r"loop\d+: refused: .*")
     t.allow_log(r".*kmsg.*|.*printk.*|.*callbacks suppressed")
 

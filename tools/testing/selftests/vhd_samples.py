@@ -16,7 +16,7 @@ SERVED = ("win7dyn.vhd", "win7fixed.vhd", "ext2.vhd", "bx-vpc.vhd", "vb-standard
           "vb-fixed.vhd", "xs-fixed-6M.vhd", "xs-dyn-64M.vhd", "xs-prealloc-S1024.vhd")
 LARGE = ("win7dyn.vhd", "win7fixed.vhd", "vb-fixed.vhd")
 DIFFERENCING = ("xs-snap1.vhd", "xs-snap2.vhd", "xs-rawchild.vhd")
-NO_PARSER_YET = ("vb.qcow", "ext2.qcow2", "ext2.vmdk", "bx-vmware4.vmdk", "vb-standard.vmdk",
+NO_PARSER_YET = ("ext2.vmdk", "bx-vmware4.vmdk", "vb-standard.vmdk",
                  "vb-fixed.vmdk", "vb-split3g.vmdk", "vb-stream.vmdk", "ov-stream.vmdk")
 
 

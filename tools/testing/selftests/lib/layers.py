@@ -10,10 +10,10 @@ import re
 from lib import images, loopdev, modules, system, uevents
 from lib.ktap import ensure, equal, fails_with
 
-# What a line of the sysfs file begins with, in this order; the path is last.
+# What a line of the sysfs file has, in this order; the path of a data file may follow.
 KEYS = ["layer", "parser", "variant", "creator", "block_size", "size", "allocated", "state",
         "error", "path"]
-MODULES = ("loop", "vhdloop", "loop_parser")
+MODULES = ("loop", "qcowloop", "vhdloop", "loop_parser")
 
 
 def allow_parents(t, value):
@@ -57,7 +57,10 @@ class Layer:
 
     def __init__(self, line):
         self.fields = dict(word.split("=", 1) for word in line.split(" "))
+        data = self.fields.pop("data", None)
         equal(list(self.fields), KEYS, f"keys of {line!r}")
+        if data is not None:
+            self.fields["data"] = unescaped(data)
         self.shown_path = self.fields.pop("path")
         self.path = unescaped(self.shown_path)
 
@@ -137,7 +140,8 @@ class Untouched:
         self.loop = loop
         self.files = [images.Unchanged(path) for path in files]
         self.open = {path: is_open(path) for path in files}
-        system.attempt("modprobe", "vhdloop")
+        for parser in modules.PARSERS:
+            system.attempt("modprobe", parser)
         self.references = references()
 
     def check(self):

@@ -10,7 +10,7 @@ from lib import loopdev, system
 FINIT_MODULE = 313
 DELETE_MODULE = 176
 COMPRESSED_FILE = 4
-PARSERS = ("vhdloop",)
+PARSERS = ("qcowloop", "vhdloop")
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
