@@ -5,7 +5,10 @@ import contextlib
 import os
 import re
 
+from lib.ktap import Skip
+
 INSTANCE = "/sys/kernel/tracing/instances/loop-selftests"
+PROBES = "/sys/kernel/tracing/kprobe_events"
 # "  comm-pid  [cpu] flags time: event: fields"
 LINE = re.compile(r".*?\[\d+\] \S+ +[\d.]+: (\w+): (.*)")
 
@@ -32,6 +35,8 @@ def tracing(*events, device=None):
     trace = Trace()
     os.mkdir(INSTANCE)
     try:
+        # The same on all processors.
+        write("trace_clock", "mono")
         for event in events:
             if device:
                 write(f"events/{event}/filter", f"dev == {number(device)}")
@@ -44,6 +49,29 @@ def tracing(*events, device=None):
         trace.events.extend(match.groups() for match in found if match)
     finally:
         os.rmdir(INSTANCE)
+
+
+@contextlib.contextmanager
+def calls(function):
+    """Two events for tracing() while a `with` block runs: "called" and "returned", of a function of
+    the kernel."""
+    if not os.path.exists(PROBES):
+        raise Skip("this kernel has no kprobe events")
+    probes = {"called": "p", "returned": "r"}
+    with contextlib.ExitStack() as stack:
+        for name, kind in probes.items():
+            append(PROBES, f"{kind}:selftests/{name} {function}")
+            stack.callback(append, PROBES, f"-:selftests/{name}")
+        yield [f"selftests/{name}" for name in probes]
+
+
+def append(path, line):
+    """Adds a line to a file of tracefs, in which there is no seeking to the end."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, f"{line}\n".encode("ascii"))
+    finally:
+        os.close(fd)
 
 
 def number(path):
