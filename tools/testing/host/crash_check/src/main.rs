@@ -5,9 +5,18 @@
 //! Replays recordings of `tools/testing/crash/record`, and looks at what power failures would have
 //! left. Reports in TAP. See `tools/testing/crash/README.md`.
 
-use std::process::ExitCode;
+use std::{
+    num::NonZero,
+    process::ExitCode,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    thread,
+};
 
-use crash_check::{args, report, run};
+use crash_check::{
+    args::{self, Args},
+    report::Report,
+    run,
+};
 
 fn main() -> ExitCode {
     let args = match args::parse(std::env::args().skip(1)) {
@@ -17,11 +26,22 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let mut report = report::Report::default();
-    for folder in &args.recordings {
-        if let Err(error) = run::run(folder, &args, &mut report) {
+    let report = Report::default();
+    let next = AtomicUsize::new(0);
+    let processors = thread::available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        for _ in 0..processors.min(args.recordings.len()) {
+            scope.spawn(|| look(&args, &next, &report));
+        }
+    });
+    report.end()
+}
+
+/// Looks at the `next` recording, and so on, until there is none left.
+fn look(args: &Args, next: &AtomicUsize, report: &Report) {
+    while let Some(folder) = args.recordings.get(next.fetch_add(1, Relaxed)) {
+        if let Err(error) = run::run(folder, args, report) {
             report.result(false, &format!("{}: {error}", folder.display()));
         }
     }
-    report.end()
 }

@@ -2,22 +2,29 @@
 
 //! TAP.
 
-use std::process::ExitCode;
+use std::{
+    process::ExitCode,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
-/// A report.
+/// A report of several threads.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct Report(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
     results: u64,
     failed: u64,
 }
 
 impl Report {
     /// A result.
-    pub fn result(&mut self, is_good: bool, what: &str) {
-        self.results += 1;
-        self.failed += u64::from(!is_good);
+    pub fn result(&self, is_good: bool, what: &str) {
+        let mut counts = self.counts();
+        counts.results += 1;
+        counts.failed += u64::from(!is_good);
         let outcome = if is_good { "ok" } else { "not ok" };
-        println!("{outcome} {} {what}", self.results);
+        println!("{outcome} {} {what}", counts.results);
     }
 
     /// Something to know.
@@ -25,9 +32,19 @@ impl Report {
         println!("# {what}");
     }
 
+    /// How many results were not good.
+    pub fn failed(&self) -> u64 {
+        self.counts().failed
+    }
+
     /// The plan, and the exit status.
     pub fn end(&self) -> ExitCode {
-        println!("1..{}", self.results);
-        ExitCode::from(u8::from(self.failed > 0))
+        let counts = self.counts();
+        println!("1..{}", counts.results);
+        ExitCode::from(u8::from(counts.failed > 0))
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

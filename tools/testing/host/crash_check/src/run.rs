@@ -26,7 +26,7 @@ use crate::{
 const TOLD: u64 = 5;
 
 /// Looks at a recording.
-pub fn run(folder: &Path, args: &Args, report: &mut Report) -> Result<(), String> {
+pub fn run(folder: &Path, args: &Args, report: &Report) -> Result<(), String> {
     let mut recording = Recording::load(folder)?;
     let checker = Checker::start(&args.checker, &recording.format)?;
     let cuts = plan::make(&recording.log, args.amount, args.seed);
@@ -111,7 +111,7 @@ impl Run {
         Ok(())
     }
 
-    fn tell(&self, it: &Recording, report: &mut Report) {
+    fn tell(&self, it: &Recording, report: &Report) {
         let names = ["flush points", "random power failures"];
         for (name, tally) in names.into_iter().zip(&self.tallies) {
             let Tally {
