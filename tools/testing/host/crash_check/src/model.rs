@@ -3,9 +3,14 @@
 //! What every sector may contain, from what the guest did (`tools/testing/crash/lib/workload.py`).
 //!
 //! A sector may have the content that was last known to be durable, or any that was written to it
-//! since. A write that lies in the future cannot be in the log: only what is too old has to be told.
+//! since. A write that lies in the future cannot be in the log: only what is too old has to be
+//! told. Zeros do not say when they were written: those cannot have been that the guest wrote after
+//! a flush whose mark is still to come.
 
-use std::{collections::BTreeMap, str::SplitWhitespace};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::SplitWhitespace,
+};
 
 use crate::stamp::{self, Content};
 
@@ -25,10 +30,18 @@ struct Sector {
     was_stamped: bool,
     /// Generations written to it, in their order.
     written: Vec<u64>,
-    /// The last generation that was zeros, or may have been.
-    zeroed: Option<u64>,
+    /// Generations that were zeros, or may have been.
+    zeroed: Vec<Zeros>,
     /// The one that is durable; 0 if none.
     durable: u64,
+}
+
+/// Zeros that are written.
+#[derive(Clone, Copy, Debug)]
+struct Zeros {
+    generation: u64,
+    /// How many marks were in the log before that.
+    marks: usize,
 }
 
 /// A range of sectors.
@@ -48,6 +61,11 @@ pub struct Model {
     promises: BTreeMap<u64, Promise>,
     /// How many of `done` were promised.
     promised: usize,
+    /// Marks in the order in which the guest went on after them.
+    marks: Vec<u64>,
+    passed: BTreeSet<u64>,
+    /// How many of `marks`, from the first one on, were passed.
+    reached: usize,
 }
 
 impl Model {
@@ -59,6 +77,9 @@ impl Model {
             done: Vec::new(),
             promises: BTreeMap::new(),
             promised: 0,
+            marks: Vec::new(),
+            passed: BTreeSet::new(),
+            reached: 0,
         };
         for line in events.lines() {
             model
@@ -82,13 +103,11 @@ impl Model {
                 let generation = number(&mut words)?;
                 let range = range(&mut words)?;
                 self.writes.insert(generation, range);
-                self.each(range, |sector| sector.zeroed = Some(generation))
+                self.zero(range, generation)
             }
             "discard" => {
                 let generation = number(&mut words)?;
-                self.each(range(&mut words)?, |sector| {
-                    sector.zeroed = Some(generation)
-                })
+                self.zero(range(&mut words)?, generation)
             }
             "done" => {
                 self.done.push(number(&mut words)?);
@@ -99,8 +118,10 @@ impl Model {
                 let mark = number(&mut words)?;
                 self.promise(mark, Promise::Fua(number(&mut words)?))
             }
-            // That it has succeeded is in the log, too.
-            "durable" => Some(()),
+            "durable" => {
+                self.marks.push(number(&mut words)?);
+                Some(())
+            }
             _ => None,
         }
     }
@@ -108,6 +129,13 @@ impl Model {
     fn promise(&mut self, mark: u64, promise: Promise) -> Option<()> {
         self.promises.insert(mark, promise);
         Some(())
+    }
+
+    fn zero(&mut self, range: Range, generation: u64) -> Option<()> {
+        let marks = self.marks.len();
+        self.each(range, |sector| {
+            sector.zeroed.push(Zeros { generation, marks });
+        })
     }
 
     fn each(&mut self, range: Range, change: impl Fn(&mut Sector)) -> Option<()> {
@@ -142,6 +170,11 @@ impl Model {
                 })
                 .ok_or_else(|| format!("write {generation} was never begun"))?;
         }
+        self.passed.insert(mark);
+        let next = |it: &Self| it.marks.get(it.reached).copied();
+        while next(self).is_some_and(|mark| self.passed.contains(&mark)) {
+            self.reached += 1;
+        }
         Ok(())
     }
 
@@ -157,7 +190,7 @@ impl Model {
         }
         for (number, (bytes, sector)) in (0..).zip(disk.chunks_exact(512).zip(&self.sectors)) {
             sector
-                .judge(stamp::read(number, bytes))
+                .judge(stamp::read(number, bytes), self.reached)
                 .map_err(|what| format!("guest sector {number} {what}"))?;
         }
         Ok(())
@@ -165,8 +198,11 @@ impl Model {
 }
 
 impl Sector {
-    fn judge(&self, content: Content) -> Result<(), String> {
-        let zero = self.zeroed.or((!self.was_stamped).then_some(0));
+    /// `reached`: how many marks are in the log.
+    fn judge(&self, content: Content, reached: usize) -> Result<(), String> {
+        let zeros = self.zeroed.iter().rfind(|it| it.marks <= reached);
+        let zero = zeros.map(|it| it.generation);
+        let zero = zero.or((!self.was_stamped).then_some(0));
         let generation = match (content, zero) {
             (Content::Zero, Some(generation)) => generation,
             (Content::Generation(0), _) if self.was_stamped => 0,
@@ -247,6 +283,25 @@ mod tests {
             assert_eq!(model.judge(&disk(good)), Ok(()));
         }
         assert!(model.judge(&disk([1, 1])).unwrap_err().contains("lost"));
+    }
+
+    #[test]
+    fn zeros_of_the_future_are_not_there_yet() {
+        let events = "write 1 0 1\ndone 1\nflush 1\nfua 2 1\ndurable 2\nzero 2 0 1\ndurable 1\n\
+                      discard 3 1 1\n";
+        let mut model = Model::parse(&format!("init 1 1\n{events}"), 2).unwrap();
+        assert_eq!(model.judge(&disk([1, 0])), Ok(()));
+        let foreign = |model: &Model| model.judge(&disk([1, ZERO])).unwrap_err();
+        assert!(foreign(&model).contains("foreign"));
+        // The marks need not come in the order in which the guest went on.
+        model.pass(1).unwrap();
+        assert!(foreign(&model).contains("foreign"));
+        let lost = model.judge(&disk([ZERO, 0])).unwrap_err();
+        assert!(lost.contains("lost"), "{lost}");
+        model.pass(2).unwrap();
+        for good in [[1, ZERO], [ZERO, 0]] {
+            assert_eq!(model.judge(&disk(good)), Ok(()));
+        }
     }
 
     #[test]
