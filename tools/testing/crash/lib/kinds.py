@@ -5,7 +5,7 @@ import dataclasses
 import os
 import typing
 
-from lib import loopdev, stamps, vhd, vhd_child
+from lib import loopdev, modules, stamps, vhd, vhd_child
 
 MIB = vhd.MIB
 SECTOR = vhd.SECTOR
@@ -17,12 +17,12 @@ BLOCK = 16 << 10
 class Kind:
     """How to make an image, and what to put it on.
 
-    `format` names the format for `crash_check` and `structure.py`. `build` writes the image to a
-    path and returns the ranges (first sector, sectors) that have stamps of generation 0; the rest
-    of its `guest` sectors is zero. `backing` is "ext4", or "device": the image itself is on the
+    `format` names the format for `crash_check` and `structure.py`, and is the name of its parser.
+    `build` writes the image to a path and returns the ranges (first sector, sectors) that have
+    stamps of generation 0; the rest of its `guest` sectors is zero. `backing` is "ext4", or "device": the image itself is on the
     block device, which has old bytes behind it. `disk` is the size of that device in bytes.
-    `parent`: the name of a file that `build` writes into the image's folder, too, and that the
-    image lies on.
+    `parent`: the path of a file that `build` writes, too, and that the image lies on: in the file
+    system that is recorded, or, of an image on a block device, elsewhere.
     """
 
     format: str
@@ -40,12 +40,12 @@ def stamped(image, ranges):
     return ranges
 
 
-def dynamic(path, size, home=None):
+def dynamic(path, size, home=None, **options):
     """A dynamic VHD that has full blocks, and blocks with clear bits and old bytes under them.
 
-    `home`: the size of the block device that it is for.
+    `home`: the size of the block device that it is for. `options`: of vhd.Dynamic.
     """
-    image = vhd.Dynamic(size, BLOCK)
+    image = vhd.Dynamic(size, BLOCK, **options)
     block = BLOCK // SECTOR
     for number in range(3, 80, 4):
         image.put_stale(number * BLOCK, OLD_BYTE * BLOCK)
@@ -72,22 +72,60 @@ def fixed(path, size):
     return [(0, half)]
 
 
-def differencing(path, size, below):
-    """A differencing VHD on a dynamic one of `below` bytes, PARENT, in the same folder.
+class Raw:
+    """A raw disk in the making."""
+
+    def __init__(self, size):
+        self.data = bytearray(size)
+
+    def put(self, pos, data):
+        """Bytes that count."""
+        self.data[pos:pos + len(data)] = data
+
+    def put_stale(self, pos, data):
+        """Bytes that do not count: there are none."""
+
+    def write(self, path):
+        """Writes the file."""
+        with open(path, "wb") as file:
+            file.write(self.data)
+
+
+def differencing(path, below, raw=False):
+    """A differencing VHD of CHILD bytes on a smaller disk in the same folder, `below`."""
+    options = {"parent_id": vhd_child.NULL_ID} if raw else {}
+    child = vhd_child.Differencing(CHILD, below, BLOCK, **options)
+    parent = Raw(BELOW) if raw else vhd.Dynamic(BELOW, BLOCK)
+    ranges = layered(parent, child)
+    parent.write(os.path.join(os.path.dirname(path), below))
+    child.write(path)
+    return ranges
+
+
+def differencing_on_device(path, below):
+    """The same for a block device, in whose folder nothing lies: it names its parent by a URL."""
+    child = vhd_child.Differencing(CHILD, below, BLOCK, header_name="",
+                                   locators=[vhd_child.mac(f"file://{below}")])
+    parent = vhd.Dynamic(BELOW, BLOCK)
+    ranges = layered(parent, child)
+    parent.write(below)
+    child.write(path)
+    put_on_device(path, DEVICE, child.tail.pack())
+    return ranges
+
+
+def layered(parent, child):
+    """Fills a child and what it lies on.
 
     Of four blocks the first is the parent's; of the second each has some sectors, and both have
     old bytes where the other one counts; of the third the parent has some sectors; the fourth is
     in neither.
     """
-    parent, child = vhd.Dynamic(below, BLOCK), vhd_child.Differencing(size, PARENT, BLOCK)
     step = 4 * BLOCK // SECTOR
-    ranges = [shown for first in range(0, below // SECTOR, step)
+    ranges = [shown for first in range(0, BELOW // SECTOR, step)
               for shown in put_below(parent, first)]
-    ranges += [shown for first in range(0, size // SECTOR, step)
-               for shown in put_above(child, first + step // 4)]
-    parent.write(os.path.join(os.path.dirname(path), PARENT))
-    child.write(path)
-    return ranges
+    return ranges + [shown for first in range(0, CHILD // SECTOR, step)
+                     for shown in put_above(child, first + step // 4)]
 
 
 def put_below(parent, first):
@@ -107,11 +145,15 @@ def put_above(child, first):
     return stamped(child, [(first + 5, 11)])
 
 
-def attach(path, has_parent):
-    """Attaches an image; that its parser is named allows it to name its parent."""
+def attach(path, parser, backing, parent):
+    """Attaches an image. That its parser is named allows it to name a parent in its folder; one on
+    a block device has none, and needs leave to name any file."""
     loop = loopdev.free()
-    if has_parent:
-        loop.set_attr("loop/parser", "vhd")
+    if parent:
+        loop.set_attr("loop/parser", parser)
+    if parent and backing == "device":
+        with modules.parameter("parents", "any"):
+            return loopdev.attach(path, loop=loop)
     return loopdev.attach(path, loop=loop)
 
 
@@ -120,15 +162,31 @@ DEVICE = 18 * MIB
 FIXED = 4 * MIB
 # A child that is larger than what it lies on.
 CHILD, BELOW = 12 * MIB, 9 * MIB
-PARENT = "parent.vhd"
+# Outside of the device that is recorded.
+ELSEWHERE = "/run/crash.parent"
+
+
+def on_ext4(build, guest, disk, below=None):
+    """A kind whose image is a file; `below`: the name of its parent."""
+    return Kind("vhd", build, guest // SECTOR, "ext4", disk, below and f"/{below}")
+
+
+def on_device(build, guest, parent=None):
+    """A kind whose image is a block device."""
+    return Kind("vhd", build, guest // SECTOR, "device", DEVICE, parent)
+
 
 KINDS = {
-    "vhd_dynamic_ext4": Kind("vhd", lambda path: dynamic(path, DYNAMIC), DYNAMIC // SECTOR,
-                             "ext4", 32 * MIB),
-    "vhd_dynamic_device": Kind("vhd", lambda path: dynamic(path, DYNAMIC, DEVICE),
-                               DYNAMIC // SECTOR, "device", DEVICE),
-    "vhd_fixed_ext4": Kind("vhd", lambda path: fixed(path, FIXED), FIXED // SECTOR,
-                           "ext4", 16 * MIB),
-    "vhd_differencing_ext4": Kind("vhd", lambda path: differencing(path, CHILD, BELOW),
-                                  CHILD // SECTOR, "ext4", 40 * MIB, PARENT),
+    "vhd_dynamic_ext4": on_ext4(lambda path: dynamic(path, DYNAMIC), DYNAMIC, 32 * MIB),
+    "vhd_dynamic_device": on_device(lambda path: dynamic(path, DYNAMIC, DEVICE), DYNAMIC),
+    # Places begin at pages; what is full at first is so by the batmap, too, which nobody writes.
+    "vhd_tapdisk_ext4": on_ext4(lambda path: dynamic(path, DYNAMIC, align=8, batmap=True,
+                                                     footer=vhd.tapdisk()), DYNAMIC, 32 * MIB),
+    "vhd_fixed_ext4": on_ext4(lambda path: fixed(path, FIXED), FIXED, 16 * MIB),
+    "vhd_differencing_ext4": on_ext4(lambda path: differencing(path, "parent.vhd"), CHILD, 40 * MIB,
+                                     "parent.vhd"),
+    "vhd_differencing_raw_ext4": on_ext4(lambda path: differencing(path, "parent.raw", raw=True),
+                                         CHILD, 40 * MIB, "parent.raw"),
+    "vhd_differencing_device": on_device(lambda path: differencing_on_device(path, ELSEWHERE),
+                                         CHILD, ELSEWHERE),
 }

@@ -25,6 +25,7 @@ def check_vhd(path):
             raise Corrupt(f"{what} at {last} reaches past the end, {reader.file_size}")
         if reader.kind == vhd.DIFFERENCING:
             check_bitmaps(reader)
+        reader.check_batmap()
         return reader.file_size - sum(size for _, size, _ in used)
 
 
@@ -53,6 +54,8 @@ def regions(reader):
     names = [(place, vhd.round_up(length, SECTOR), "a name of the parent")
              for _, length, place in reader.locators()]
     header = reader.field(reader.footer, 16, 8)
+    if reader.full_map:
+        names.append((reader.batmap_at(), SECTOR + len(reader.full_map), "the batmap"))
     return sorted([(0, SECTOR, "the copy of the footer"), (header, 1024, "the header"),
                    (reader.table, table, "the BAT"),
                    (reader.file_size - SECTOR, SECTOR, "the footer"), *names, *blocks])

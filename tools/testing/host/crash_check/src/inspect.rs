@@ -94,7 +94,7 @@ impl Inspector {
                 disk::save(&disk, it.size, &path).map_err(|it| it.to_string())?;
                 ext4::recover(&path)?;
                 if let Some(parent) = &it.parent {
-                    parent.judge(&ext4::read(&path, &parent.file)?)?;
+                    parent.judge(&ext4::read(&path, &parent.name)?)?;
                 }
                 let bytes = ext4::read(&path, name)?;
                 let size = bytes.len() as u64;

@@ -13,6 +13,7 @@ pub mod inspect;
 pub mod log;
 pub mod model;
 pub mod plan;
+pub mod raw;
 pub mod recording;
 pub mod replay;
 pub mod report;

@@ -22,11 +22,12 @@ pub enum Backing {
     Ext4(String),
 }
 
-/// What the image lies on: a file on the same ext4, in the same folder.
+/// What the image lies on: a file in the same folder of the same ext4 or, of an image on a block
+/// device, one that is not recorded.
 #[derive(Clone, Debug)]
 pub struct Parent {
-    /// Its path.
-    pub file: String,
+    /// What the image calls it.
+    pub name: String,
     /// Its content, which never changes.
     pub bytes: Vec<u8>,
 }
@@ -64,8 +65,8 @@ impl Recording {
         Ok(Self {
             kind: about.get("kind")?,
             format: about.get("format")?,
+            parent: about.parent(&backing, folder)?,
             backing,
-            parent: about.parent(folder)?,
             size: about.get("disk")?,
             before: disk::sectors(&read(folder.join("base"))?),
             log: Log::parse(read(folder.join("log"))?)?,
@@ -75,9 +76,14 @@ impl Recording {
 }
 
 impl Parent {
-    /// Its name in the folder.
-    pub fn name(&self) -> &str {
-        self.file.trim_start_matches('/')
+    /// By its path: an image in the same folder names it without that.
+    fn new(backing: &Backing, path: &str, bytes: Vec<u8>) -> Self {
+        let name = match backing {
+            Backing::Device => path,
+            Backing::Ext4(_) => path.trim_start_matches('/'),
+        };
+        let name = name.into();
+        Self { name, bytes }
     }
 
     /// The file still has to be what it was.
@@ -102,12 +108,12 @@ impl About {
         Self(lines.map(|(key, it)| (key.into(), it.into())).collect())
     }
 
-    fn parent(&self, folder: &Path) -> Result<Option<Parent>, String> {
-        let Some(file) = self.0.get("parent").cloned() else {
+    fn parent(&self, backing: &Backing, folder: &Path) -> Result<Option<Parent>, String> {
+        let Some(path) = self.0.get("parent") else {
             return Ok(None);
         };
         let bytes = read(folder.join("parent"))?;
-        Ok(Some(Parent { file, bytes }))
+        Ok(Some(Parent::new(backing, path, bytes)))
     }
 
     fn get<T: FromStr>(&self, key: &str) -> Result<T, String> {
@@ -135,11 +141,10 @@ mod tests {
 
     #[test]
     fn a_parent_never_changes() {
-        let parent = Parent {
-            file: "/parent.vhd".into(),
-            bytes: vec![7; 600],
-        };
-        assert_eq!(parent.name(), "parent.vhd");
+        let path = "/parent.vhd";
+        assert_eq!(Parent::new(&Backing::Device, path, Vec::new()).name, path);
+        let parent = Parent::new(&Backing::Ext4("/image".into()), path, vec![7; 600]);
+        assert_eq!(parent.name, "parent.vhd");
         assert_eq!(parent.judge(&[7; 600]), Ok(()));
         assert!(parent.judge(&[7; 599]).unwrap_err().contains("599"));
         let mut changed = [7; 600];
