@@ -5,7 +5,7 @@ import dataclasses
 import os
 import typing
 
-from lib import loopdev, modules, stamps, vhd, vhd_child
+from lib import loopdev, modules, qcow_images, stamps, vhd, vhd_child
 
 MIB = vhd.MIB
 SECTOR = vhd.SECTOR
@@ -176,6 +176,17 @@ def on_device(build, guest, parent=None):
     return Kind("vhd", build, guest // SECTOR, "device", DEVICE, parent)
 
 
+def qcow(shape, disk):
+    """A kind that QEMU makes."""
+    return Kind(shape.format, lambda path: qcow_images.make(path, shape), shape.size // SECTOR,
+                "ext4", disk, f"/{qcow_images.PARENT}" if shape.below else None)
+
+
+def qcow2(size, disk, *options, **more):
+    """The same of qcow2, version 3 unless `options` say otherwise."""
+    return qcow(qcow_images.Shape(size, options=options, **more), disk)
+
+
 KINDS = {
     "vhd_dynamic_ext4": on_ext4(lambda path: dynamic(path, DYNAMIC), DYNAMIC, 32 * MIB),
     "vhd_dynamic_device": on_device(lambda path: dynamic(path, DYNAMIC, DEVICE), DYNAMIC),
@@ -189,4 +200,16 @@ KINDS = {
                                          CHILD, 40 * MIB, "parent.raw"),
     "vhd_differencing_device": on_device(lambda path: differencing_on_device(path, ELSEWHERE),
                                          CHILD, ELSEWHERE),
+    "qcow1_ext4": qcow(qcow_images.Shape(6 * MIB, format="qcow"), 32 * MIB),
+    # Many tables and refcount blocks are made.
+    "qcow2_v2_ext4": qcow2(8 * MIB, 32 * MIB, "compat=0.10", "cluster_size=1024"),
+    "qcow2_snapshot_ext4": qcow2(8 * MIB, 40 * MIB, "cluster_size=1024", "refcount_bits=64",
+                                 snapshot=True),
+    "qcow2_lazy_ext4": qcow2(8 * MIB, 32 * MIB, "cluster_size=4096", "lazy_refcounts=on",
+                             "compression_type=zstd"),
+    "qcow2_subclusters_ext4": qcow2(12 * MIB, 40 * MIB, "cluster_size=16384", "extended_l2=on"),
+    "qcow2_backing_ext4": qcow2(8 * MIB, 40 * MIB, "cluster_size=4096", below=6 * MIB),
+    # The refcount table, of 2 MiB, has to grow.
+    "qcow2_growing_ext4": qcow2(6 * MIB, 32 * MIB, "cluster_size=512", "refcount_bits=64",
+                                full=7 << 19),
 }

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
 """Checks the structure of images after power failures, without any of the driver's code."""
 
-from lib import vhd, vhd_reader
+from lib import qcow_check, system, vhd, vhd_reader
+from lib.qcow_check import Corrupt
 
 SECTOR = vhd.SECTOR
-
-
-class Corrupt(Exception):
-    """What is wrong."""
 
 
 def check_vhd(path):
@@ -61,14 +58,14 @@ def regions(reader):
                    (reader.file_size - SECTOR, SECTOR, "the footer"), *names, *blocks])
 
 
-CHECKS = {"vhd": check_vhd}
+CHECKS = {"vhd": check_vhd, "qcow": qcow_check.check_qcow1, "qcow2": qcow_check.check_qcow2}
 # What qemu-img calls the formats; it can open VHDs, but not check them.
-QEMU_NAMES = {"vhd": "vpc"}
+QEMU_NAMES = {"vhd": "vpc", "qcow": "qcow", "qcow2": "qcow2"}
 
 
 def answer(format_name, path):
     """What there is to say of an image."""
     try:
         return f"unused {CHECKS[format_name](path)}"
-    except (Corrupt, vhd_reader.Broken, OSError) as error:
-        return str(error)
+    except (Corrupt, vhd_reader.Broken, system.CommandError, OSError) as error:
+        return " ".join(str(error).split())

@@ -3,7 +3,8 @@
 //! Images through the code of the driver's parsers.
 
 use loop_parser::contract::{self, Allocate, Disk, Map};
-use testkit::{device::Device, store::Store};
+use qcow_format::format as qcow;
+use testkit::{compressed::decompress, device::Device, store::Store};
 use vhd_format::format as vhd;
 
 use crate::{disk, raw, recording::Parent};
@@ -33,6 +34,16 @@ fn open(format: &str, store: Store, writable: bool) -> Result<(Device, Option<Na
             let device = device(store, it.disk, it.map, it.alloc);
             Ok((device, it.parent.map(|named| Box::new(named) as Named)))
         }
+        "qcow" => {
+            let it = qcow::v1::attach(&store, "").map_err(said)?;
+            let device = device(store, it.disk, it.map, it.alloc);
+            Ok((device, it.parent.map(|named| Box::new(named) as Named)))
+        }
+        "qcow2" => {
+            let it = qcow::v2::attach(&store, "", writable).map_err(said)?;
+            let device = device(store, it.disk, it.map, it.alloc.build());
+            Ok((device, it.parent.map(|named| Box::new(named) as Named)))
+        }
         // Only a parent can be that.
         "raw" if !writable => Ok((raw::open(store), None)),
         other => Err(format!("format '{other}' is not known")),
@@ -45,7 +56,7 @@ fn device(
     map: impl Map + 'static,
     alloc: impl Allocate + 'static,
 ) -> Device {
-    Device::new(store, disk, Box::new(map), Box::new(alloc))
+    Device::new(store, disk, Box::new(map), Box::new(alloc)).with_decompressor(decompress)
 }
 
 /// The parent of `device`, which has to be among those that are named.

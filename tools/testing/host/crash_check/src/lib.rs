@@ -19,3 +19,6 @@ pub mod replay;
 pub mod report;
 pub mod run;
 pub mod stamp;
+
+#[cfg(test)]
+mod host_run;
