@@ -103,8 +103,8 @@ check: environment
 check-debug: environment
 	$(Q)tools/testing/check debug
 
-# The same, with ten minutes for each suite that does random things, and thousands of
-# power failures.
+# The same, with ten minutes for each suite that does random things, thousands of power
+# failures, and five minutes for each fuzz target.
 .PHONY: check-long
 check-long: environment
 	$(Q)LP_LONG=1 tools/testing/check $(if $(ALSO),--also $(ALSO))
@@ -155,8 +155,8 @@ help:
 	@echo  '  check             - all tests, in a virtual machine'
 	@echo  '  check-debug       - the tests in the machine on a debug kernel, which takes'
 	@echo  '                      half an hour to build the first time'
-	@echo  '  check-long        - all tests, with long ones for stress and power failures:'
-	@echo  '                      an hour more'
+	@echo  '  check-long        - all tests, with long ones for stress and power failures,'
+	@echo  '                      and fuzzing: an hour and a half more'
 	@echo  '  check-host        - tests of the format code, as host programs'
 	@echo  '  demo IMAGE=file   - attach an image in a virtual machine'
 	@echo  '  bench-quick       - a short measurement, in a virtual machine'
