@@ -11,8 +11,8 @@ import ctypes
 import errno
 import os
 
-from lib import blockio, faults, loopdev, system, vhd
-from lib.ktap import Failure, Suite, ensure, equal, name_of, same_bytes
+from lib import blockio, deadline, faults, loopdev, system, vhd
+from lib.ktap import Failure, Skip, Suite, ensure, equal, name_of, same_bytes
 from lib.system import run
 
 MIB = 1 << 20
@@ -29,7 +29,8 @@ def sweep(operation, ready, undo, text=None, errnos=faults.ERRNOS):
     """Fails each allocation of `operation` once.
 
     `ready` is called after each operation that failed, and has to find the device as it was before;
-    `undo` after each that worked, and has to bring the device there.
+    `undo` after each that worked, and has to bring the device there. It ends before its time, as
+    skipped, if there is none left: this is a hundred operations, and may take minutes.
     """
     failed = worked = 0
     with faults.memory(*(text or faults.driver_text())), faults.Nth() as nth:
@@ -39,7 +40,10 @@ def sweep(operation, ready, undo, text=None, errnos=faults.ERRNOS):
         count = nth.count(operation)
         undo()
         ensure(count > 0, "the operation allocates nothing: nothing to test")
-        for number in faults.numbers(count, LIMIT):
+        chosen = faults.numbers(count, LIMIT)
+        for number in chosen:
+            if deadline.passed():
+                raise Skip(f"{deadline.REASON}: {failed + worked} of {len(chosen)} failures were tried")
             error, _ = nth.call(number, operation)
             if error is None:
                 worked += 1

@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 
-from lib import kmsg, loopdev, system
+from lib import deadline, kmsg, loopdev, system
 
 
 class Failure(Exception):
@@ -191,17 +191,22 @@ class Suite:
         print("KTAP version 1")
         print(f"1..{len(tests)}", flush=True)
         failed = 0
-        around = system.udev_running if self.udev else system.udev_stopped
-        with system.scratch_mounted(), around():
+        with contextlib.ExitStack() as around:
+            if not deadline.passed():
+                around.enter_context(system.scratch_mounted())
+                udev = system.udev_running if self.udev else system.udev_stopped
+                around.enter_context(udev())
             for number, (name, function) in enumerate(tests, 1):
                 failed += not self.run_one(number, name, function)
         sys.exit(1 if failed or not tests else 0)
 
     def run_one(self, number, name, function):
-        """Runs one test and prints its line; True unless it failed."""
+        """Runs one test, unless it is too late, and prints its line; True unless it failed."""
         start = time.monotonic()
         outcome, remark = "ok", ""
         try:
+            if deadline.passed():
+                raise Skip(deadline.REASON)
             run_in_context(Context(name, self.udev, self.allow), function)
         except Skip as reason:
             remark = f" # SKIP {reason}"
