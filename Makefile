@@ -167,6 +167,8 @@ help:
 	@echo  '                      running kernel if its headers have Rust metadata, or'
 	@echo  '                      else the one that `make prepare` makes'
 	@echo  '  ALSO=stage        - check: do this one, too (see the head of tools/testing/check)'
+	@echo  '  CHECK_UNTIL=time  - check: when to be done, in seconds since the epoch; what there'
+	@echo  '                      is no time for is skipped, and the report says so'
 	@echo  '  MO=folder         - build there, not among the sources'
 	@echo  '  INSTALL_MOD_PATH, INSTALL_MOD_DIR, V, W - as for the kernel'
 	@echo  '  CONFIG_BLK_DEV_LOOP_PARSER_<FORMAT>=n   - leave a parser module out'
