@@ -176,9 +176,17 @@ def stop_udev():
     """Ends udevd once it has done what it was told to."""
     if udev_runs():
         settle()
-        run("udevadm", "control", "--exit")
         # It waits for its workers, which may be looking at a device yet.
-        wait_until(lambda: not udev_runs(), "udevd has ended", seconds=180)
+        wait_until(udev_has_ended, "udevd has ended", seconds=600)
+
+
+def udev_has_ended():
+    """Whether udevd is no longer there. If it is, tells it once more to go: on a busy machine it may have
+    missed that."""
+    if not udev_runs():
+        return True
+    ask_udev("control", "--exit")
+    return False
 
 
 def udev_runs():
