@@ -14,6 +14,7 @@
 
 mod error;
 mod map;
+pub mod num;
 mod parent;
 mod probe;
 mod tables;

@@ -30,7 +30,6 @@ mod footer;
 mod header;
 mod layout;
 mod map;
-mod num;
 mod ondisk;
 mod parent;
 mod path;
@@ -41,6 +40,7 @@ mod tests;
 mod text;
 
 use loop_parser::contract::{
+    num,
     Disk,
     Error,
     Fault,

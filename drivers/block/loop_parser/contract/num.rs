@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Checked arithmetic on numbers from an image, and the errno values that format code has an
+//! For format code: checked arithmetic on numbers from an image, and the errno values that it has an
 //! opinion on.
 
-use loop_parser::contract::{
+use super::{
     Error,
     Result,
     Tables, //
@@ -14,38 +14,45 @@ use zerocopy::{
 };
 
 /// I/O error: a caller broke the contract.
-pub(super) const EIO: i32 = 5;
+const EIO: i32 = 5;
 /// File too large.
-pub(super) const EFBIG: i32 = 27;
+const EFBIG: i32 = 27;
 /// No space left.
-pub(super) const ENOSPC: i32 = 28;
+const ENOSPC: i32 = 28;
 /// Quota exceeded.
-pub(super) const EDQUOT: i32 = 122;
+const EDQUOT: i32 = 122;
 
 /// The error for a call that breaks the contract (a position outside the disk).
-pub(super) const OUTSIDE: Error = Error::Store(-EIO);
-/// The error for an image that cannot take another block.
-pub(super) const NO_ROOM: Error = Error::Store(-ENOSPC);
+pub const OUTSIDE: Error = Error::Store(-EIO);
+/// The error for an image that cannot take another allocation unit.
+pub const NO_ROOM: Error = Error::Store(-ENOSPC);
+
+/// The error for an image that is as large as its format lets it be.
+pub const TOO_LARGE: Error = Error::Store(-EFBIG);
 
 /// Whether an error says that there is no room *now*: the same call can succeed later.
-pub(super) fn is_out_of_room(error: Error) -> bool {
+#[inline]
+pub fn is_out_of_room(error: Error) -> bool {
     matches!(error, Error::Store(errno) if [-ENOSPC, -EFBIG, -EDQUOT].contains(&errno))
 }
 
 /// `a + b`, or a fault at host offset `at`.
-pub(super) fn add(a: u64, b: u64, at: u64) -> Result<u64> {
+#[inline]
+pub fn add(a: u64, b: u64, at: u64) -> Result<u64> {
     a.checked_add(b)
         .ok_or(Error::malformed("offset overflows", at))
 }
 
 /// `a * b`, or a fault at host offset `at`.
-pub(super) fn mul(a: u64, b: u64, at: u64) -> Result<u64> {
+#[inline]
+pub fn mul(a: u64, b: u64, at: u64) -> Result<u64> {
     a.checked_mul(b)
         .ok_or(Error::malformed("product overflows", at))
 }
 
 /// `value` rounded up to a multiple of `unit`, or a fault at host offset `at`.
-pub(super) fn align_up(value: u64, unit: u64, at: u64) -> Result<u64> {
+#[inline]
+pub fn align_up(value: u64, unit: u64, at: u64) -> Result<u64> {
     value
         .checked_next_multiple_of(unit)
         .ok_or(Error::malformed("offset overflows", at))
@@ -53,28 +60,31 @@ pub(super) fn align_up(value: u64, unit: u64, at: u64) -> Result<u64> {
 
 /// A range of the image file, in bytes. `start <= end`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Region {
+pub struct Region {
     /// First byte.
-    pub(super) start: u64,
+    pub start: u64,
     /// First byte behind it.
-    pub(super) end: u64,
+    pub end: u64,
 }
 
 impl Region {
     /// `len` bytes from `start`; a fault at host offset `at` if there is no such range.
-    pub(super) fn new(start: u64, len: u64, at: u64) -> Result<Self> {
+    #[inline]
+    pub fn new(start: u64, len: u64, at: u64) -> Result<Self> {
         let end = add(start, len, at)?;
         Ok(Self { start, end })
     }
 
     /// Whether the two have a byte in common.
-    pub(super) fn overlaps(self, other: Self) -> bool {
+    #[inline]
+    pub fn overlaps(self, other: Self) -> bool {
         self.start.max(other.start) < self.end.min(other.end)
     }
 }
 
 /// Loads an on-disk structure from host offset `at`.
-pub(super) fn load<S, T>(tables: &T, at: u64) -> Result<S>
+#[inline]
+pub fn load<S, T>(tables: &T, at: u64) -> Result<S>
 where
     S: FromBytes + IntoBytes,
     T: Tables + ?Sized,
