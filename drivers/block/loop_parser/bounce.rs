@@ -68,6 +68,8 @@ struct Unit {
     /// As many bytes as the file has of it.
     stored: usize,
     unit: usize,
+    /// At least this much of it has to come out.
+    least: usize,
     compression: Compression,
     /// How often space had been given back.
     reclaimed: u32,
@@ -87,6 +89,7 @@ impl Unit {
             offset: unit.offset,
             stored: usize::try_from(stored).map_err(|_| broken)?,
             unit: usize::try_from(unit.unit).map_err(|_| broken)?,
+            least: usize::try_from(unit.least).map_err(|_| broken)?,
             compression: unit.compression,
             reclaimed: layer.image.reclaimed(),
         })
@@ -146,7 +149,12 @@ impl Buffer {
         let input = input.get(..got).ok_or(broken)?;
         let output = self.output.get_mut(..unit.unit).ok_or(broken)?;
         let decompressor = self.decompressor.as_mut().ok_or(broken)?;
-        decompressor.run(input, output).then_some(()).ok_or(broken)
+        let got = decompressor.run(input, output).ok_or(broken)?;
+        if got < unit.least {
+            return Err(broken);
+        }
+        output.get_mut(got..).unwrap_or(&mut []).fill(0);
+        Ok(())
     }
 }
 

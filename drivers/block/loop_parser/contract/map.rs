@@ -93,11 +93,13 @@ pub enum Compression {
     Deflate,
     /// zstd, one or several frames.
     Zstd,
+    /// Deflate in a zlib stream: a header in front, a checksum behind.
+    Zlib,
 }
 
 /// A unit (cluster) that is stored compressed. The driver reads it as a whole, and stops
-/// decompressing when `unit` bytes are out; if there are less, or the data is damaged, the I/O fails
-/// as that of an image that is malformed at `offset`.
+/// decompressing when `unit` bytes are out; if there are less than `least`, or the data is damaged, the
+/// I/O fails as that of an image that is malformed at `offset`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Compressed {
     /// Host offset in bytes of the first compressed byte; any alignment.
@@ -110,6 +112,9 @@ pub struct Compressed {
     /// Length in bytes of the whole unit, uncompressed; a power of two, at most
     /// [`Compressed::MAX_UNIT`].
     pub unit: u32,
+    /// At least this many bytes have to come out, of which the resolved range is part. The unit that a
+    /// disk ends in can be shorter than others.
+    pub least: u32,
     /// Where in the unit the resolved range begins, in bytes.
     pub skip: u32,
     /// Length in bytes of what was resolved; it ends within the unit.

@@ -22,7 +22,7 @@ impl Decompressor {
     /// Allocates one. May sleep.
     pub(crate) fn new(compression: Compression, flags: Flags) -> Result<Self> {
         let size = match compression {
-            Compression::Deflate => {
+            Compression::Deflate | Compression::Zlib => {
                 // SAFETY: A pure function.
                 let size = unsafe { bindings::zlib_inflate_workspacesize() };
                 usize::try_from(size).map_err(|_| EINVAL)?
@@ -42,20 +42,23 @@ impl Decompressor {
         self.compression
     }
 
-    /// Decompresses `input` until `output` is full. `false`: the data is damaged, or not enough;
-    /// nothing can be said of what is in `output` then. May sleep.
-    pub(crate) fn run(&mut self, input: &[u8], output: &mut [u8]) -> bool {
+    /// Decompresses `input` until `output` is full or the data ends. Returns how much that was. `None`:
+    /// the data is damaged, or breaks off; nothing can be said of what is in `output` then. May sleep.
+    pub(crate) fn run(&mut self, input: &[u8], output: &mut [u8]) -> Option<usize> {
         let filled = match self.compression {
-            Compression::Deflate => self.inflate(input, output),
+            Compression::Deflate => self.inflate(bindings::LP_RAW_DEFLATE, input, output),
+            Compression::Zlib => self.inflate(bindings::LP_ZLIB, input, output),
             Compression::Zstd => self.zstd(input, output),
         };
         // SAFETY: May sleep, as the comment above says: that took a while.
         unsafe { bindings::lp_cond_resched() };
-        filled.is_some()
+        filled
     }
 
-    /// Raw deflate: what follows when the output is full is not looked at.
-    fn inflate(&mut self, input: &[u8], output: &mut [u8]) -> Option<()> {
+    /// Deflate, with or without what a zlib stream has around it: what follows when the output is full
+    /// is not looked at.
+    fn inflate(&mut self, format: i32, input: &[u8], output: &mut [u8]) -> Option<usize> {
+        let room = output.len();
         let mut stream = bindings::z_stream_s {
             next_in: input.as_ptr(),
             avail_in: input.len(),
@@ -67,20 +70,22 @@ impl Decompressor {
         // SAFETY: The workspace has the size that was asked for. The stream's buffers are borrowed,
         // the output exclusively, with the lengths that they have.
         let status = unsafe {
-            match bindings::zlib_inflateInit2(&mut stream, bindings::LP_RAW_DEFLATE) {
+            match bindings::zlib_inflateInit2(&mut stream, format) {
                 bindings::LP_Z_OK => bindings::zlib_inflate(&mut stream, bindings::LP_Z_FINISH),
                 _ => return None,
             }
         };
-        let is_sound = matches!(
-            status,
-            bindings::LP_Z_OK | bindings::LP_Z_STREAM_END | bindings::LP_Z_BUF_ERROR
-        );
-        (is_sound && stream.avail_out == 0).then_some(())
+        let is_sound = match status {
+            bindings::LP_Z_STREAM_END => true,
+            bindings::LP_Z_OK | bindings::LP_Z_BUF_ERROR => stream.avail_out == 0,
+            _ => false,
+        };
+        is_sound.then(|| room.saturating_sub(stream.avail_out))
     }
 
     /// zstd, frame by frame: what follows the one that fills the output is not looked at.
-    fn zstd(&mut self, input: &[u8], output: &mut [u8]) -> Option<()> {
+    fn zstd(&mut self, input: &[u8], output: &mut [u8]) -> Option<usize> {
+        let room = output.len();
         let size = self.workspace.len().checked_mul(size_of::<u64>())?;
         let (mut input, mut output) = (input, output);
         // SAFETY: The workspace is exclusively borrowed and has that size. It is the context's memory,
@@ -110,7 +115,7 @@ impl Decompressor {
             output = output.get_mut(checked(len)?..)?;
             input = rest;
         }
-        Some(())
+        Some(room)
     }
 }
 

@@ -64,6 +64,7 @@ impl Map for QcowMap {
                     stored: number(stored)?,
                     compression: Compression::Deflate,
                     unit: number(self.layout.cluster_size())?,
+                    least: number(self.layout.cluster_size())?,
                     skip: number(self.layout.within(pos))?,
                     len: run.len,
                 })

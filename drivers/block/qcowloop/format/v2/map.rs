@@ -131,6 +131,7 @@ impl Qcow2Map {
             stored: number(stored)?,
             compression: self.layout.compression,
             unit: number(self.layout.cluster_size())?,
+            least: number(self.layout.cluster_size())?,
             skip: number(self.layout.within(pos))?,
             len,
         }))
