@@ -12,6 +12,7 @@
 //! positions count from the start of the virtual disk, *host* offsets from the start of the image
 //! file.
 
+mod attach;
 mod error;
 mod map;
 pub mod num;
@@ -19,6 +20,10 @@ mod parent;
 mod probe;
 mod tables;
 
+pub use attach::{
+    AttachRequest,
+    Part, //
+};
 pub use error::{
     Error,
     Fault,

@@ -162,6 +162,7 @@ pub(crate) fn attach(
     let request = AttachRequest {
         options: choice.options(),
         writable,
+        part: choice.as_part(),
     };
     parser.parser.attach(&tables, &request)
 }
@@ -257,9 +258,9 @@ impl Image {
         self.key
     }
 
-    /// Whether it is what `parser` makes of the file with `options`.
-    pub(crate) fn is_by(&self, parser: &CStr, options: &str) -> bool {
-        self.parser.name == parser && self.choice.options() == options
+    /// Whether it is what `parser` makes of the file, chosen as by `choice`.
+    pub(crate) fn is_by(&self, parser: &CStr, choice: &Choice) -> bool {
+        self.parser.name == parser && self.choice.means_the_same(choice)
     }
 
     /// The layers below, nearest first.

@@ -12,6 +12,7 @@ use kernel::{
 
 use crate::{
     image::Image,
+    select::Choice,
     sys::{
         bindings::gfp_t,
         file::BackingFile,
@@ -39,8 +40,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) key: usize,
     /// The parser's name.
     pub(crate) parser: &'a CStr,
-    /// The parser's options.
-    pub(crate) options: &'a str,
+    /// What that was chosen with.
+    pub(crate) choice: &'a Choice,
     pub(crate) purpose: Use,
 }
 
@@ -95,7 +96,7 @@ impl ImageList {
             .images
             .iter()
             .filter(|listed| listed.image.key() == wanted.key);
-        let is_same = |listed: &ListedImage| listed.image.is_by(wanted.parser, wanted.options);
+        let is_same = |listed: &ListedImage| listed.image.is_by(wanted.parser, wanted.choice);
         match wanted.purpose {
             Use::Read => false,
             Use::Write => others.any(|listed| {
@@ -122,7 +123,7 @@ impl ImageList {
         }
         let mut images = self.images.iter();
         let found = images.find(|listed| {
-            listed.image.key() == wanted.key && listed.image.is_by(wanted.parser, wanted.options)
+            listed.image.key() == wanted.key && listed.image.is_by(wanted.parser, wanted.choice)
         });
         let Some(found) = found else {
             return Ok(None);

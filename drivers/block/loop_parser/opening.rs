@@ -156,7 +156,7 @@ impl Opening<'_> {
         Wanted {
             key: file.inode_key(),
             parser: parser.name,
-            options: self.choice.options(),
+            choice: self.choice,
             purpose: if self.writable { Use::Write } else { Use::Read },
         }
     }

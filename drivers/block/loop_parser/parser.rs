@@ -30,6 +30,8 @@ use crate::{
     }, //
 };
 
+pub use crate::contract::AttachRequest;
+
 /// Build-time stamp of this interface.
 mod stamp {
     include!(concat!(env!("LOOP_PARSER_OBJ"), "/interface_stamp.rs"));
@@ -47,16 +49,6 @@ pub(crate) fn check_stamp(stamp: u64) -> Result {
         return Err(ENOEXEC);
     }
     Ok(())
-}
-
-/// What an attach asks of a parser.
-#[derive(Clone, Copy)]
-pub struct AttachRequest<'a> {
-    /// What follows the parser's name and a comma in `/sys/block/loopN/loop/parser`; empty if
-    /// nothing does.
-    pub options: &'a str,
-    /// The device will be writable.
-    pub writable: bool,
 }
 
 /// An attached image.

@@ -12,7 +12,10 @@ use kernel::{
 };
 
 use crate::{
-    contract::Probe,
+    contract::{
+        Part,
+        Probe, //
+    },
     device::Device,
     parser::{
         self,
@@ -42,6 +45,8 @@ pub(crate) struct Choice {
     len: usize,
     /// It was made for one device, not for all.
     of_device: bool,
+    /// The file is an extent of a disk, and what is said of it. Its image is not that of the file as such.
+    part: Option<Part>,
 }
 
 impl Choice {
@@ -53,6 +58,7 @@ impl Choice {
             text: [0; PARSER_NAME_MAX],
             len: text.len(),
             of_device: false,
+            part: None,
         };
         if let Some(room) = choice.text.get_mut(..text.len()) {
             room.copy_from_slice(text);
@@ -67,6 +73,7 @@ impl Choice {
             text: [0; PARSER_NAME_MAX],
             len: text.len(),
             of_device: true,
+            part: None,
         };
         choice
             .text
@@ -89,7 +96,26 @@ impl Choice {
             text: [0; PARSER_NAME_MAX],
             len: 0,
             of_device: false,
+            part: None,
         }
+    }
+
+    /// The same, for a file that another one lists as an extent of a disk.
+    pub(crate) const fn part(part: Part) -> Self {
+        Self {
+            part: Some(part),
+            ..Self::none()
+        }
+    }
+
+    /// Whether a parser makes the same image of a file with both.
+    pub(crate) fn means_the_same(&self, other: &Self) -> bool {
+        self.options() == other.options() && self.part == other.part
+    }
+
+    /// What is said of the file as part of a disk.
+    pub(crate) fn as_part(&self) -> Option<Part> {
+        self.part
     }
 
     /// Whether somebody has named the parser for the device, and so vouched for the file.

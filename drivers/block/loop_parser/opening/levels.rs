@@ -232,7 +232,7 @@ impl<'a> Descent<'a> {
         let wanted = Wanted {
             key: file.inode_key(),
             parser: parser.name,
-            options: choice.options(),
+            choice: &choice,
             purpose,
         };
         let number = self.opening.device.number();
