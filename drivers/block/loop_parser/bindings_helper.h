@@ -15,6 +15,7 @@
 #include <linux/miscdevice.h>
 #include <linux/namei.h>
 #include <linux/pagemap.h>
+#include <linux/random.h>
 #include <linux/capability.h>
 #include <linux/numa.h>
 #include <linux/stat.h>

@@ -68,6 +68,7 @@ use crate::{
     sys::{
         epoch::Epochs,
         file::BackingFile,
+        random::random_u32,
         rwsem::{
             RwSemaphore,
             WriteGuard, //
@@ -163,6 +164,7 @@ pub(crate) fn attach(
         options: choice.options(),
         writable,
         part: choice.as_part(),
+        random: random_u32(),
     };
     parser.parser.attach(&tables, &request)
 }

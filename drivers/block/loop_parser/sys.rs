@@ -25,6 +25,7 @@ pub(crate) mod params;
 pub(crate) mod path;
 pub(crate) mod peek;
 pub(crate) mod queue;
+pub(crate) mod random;
 pub(crate) mod request;
 pub(crate) mod rwsem;
 pub(crate) mod sysfs;

@@ -12,6 +12,8 @@ pub struct AttachRequest<'a> {
     pub writable: bool,
     /// The file is an extent of a disk, of which another file says what belongs to it.
     pub part: Option<Part>,
+    /// A random number, for what is to be different after the image was written to.
+    pub random: u32,
 }
 
 /// What the list of a disk's extents says of one that is a file of the image's own format.
