@@ -14,6 +14,7 @@
 
 mod attach;
 mod error;
+mod extents;
 mod map;
 pub mod num;
 mod parent;
@@ -28,6 +29,11 @@ pub use error::{
     Error,
     Fault,
     Result, //
+};
+pub use extents::{
+    Backing,
+    Extents,
+    ListedExtent, //
 };
 pub use map::{
     Allocate,

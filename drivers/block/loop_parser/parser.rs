@@ -16,6 +16,7 @@ use crate::{
         self,
         Allocate,
         Disk,
+        Extents,
         Fault,
         HostRange,
         Map,
@@ -68,6 +69,11 @@ pub struct Attached {
     /// end is not the parser's business: what lies behind it reads as zero. The image itself has
     /// tables, and what is compressed, unlinked or reclaimed.
     pub data: Option<KBox<dyn Parent>>,
+    /// What the disk is put together from, if that is other files. Then the image has neither guest data
+    /// nor tables itself: its map is asked for the [size](Map::reread_size) only, and of its allocator only
+    /// what is called [before](Allocate::begin) the first write and [after](Allocate::close) the last. What
+    /// the disk can do is what all of them can.
+    pub extents: Option<KBox<dyn Extents>>,
 }
 
 /// A parser of one image format.

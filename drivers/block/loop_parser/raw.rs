@@ -69,6 +69,7 @@ impl Parser for Raw {
             warning: None,
             parent: None,
             data: None,
+            extents: None,
         })
     }
 }

@@ -93,6 +93,7 @@ where
         alloc,
         parent,
         data,
+        extents: None,
         warning: attached.warning,
     })
 }

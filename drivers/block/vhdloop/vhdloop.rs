@@ -58,6 +58,7 @@ impl Parser for Vhd {
             alloc,
             parent,
             data: None,
+            extents: None,
             warning: attached.warning,
         })
     }
