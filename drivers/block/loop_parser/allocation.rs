@@ -27,7 +27,6 @@ use crate::{
     },
     image::{
         Allocation,
-        Image,
         Layer, //
     },
     layers,
@@ -35,10 +34,7 @@ use crate::{
         self,
         UnlinkedList, //
     },
-    sys::{
-        epoch::Epochs,
-        file::BackingFile, //
-    },
+    sys::epoch::Epochs,
     tables::{
         store_error,
         LockedTables, //
@@ -102,8 +98,7 @@ pub(crate) struct Allocating<'a, S> {
 
 /// Gives everything back when dropped.
 struct Inner<'a> {
-    image: &'a Image,
-    file: &'a BackingFile,
+    layer: Layer<'a>,
     slot: usize,
     space: Option<Reservation>,
     /// What part of it is to be published.
@@ -125,7 +120,7 @@ pub(crate) fn make_room(
     count: u64,
 ) -> Result<Option<Allocating<'_, state::Reserved>>> {
     let no_space = Error::Store(ENOSPC.to_errno());
-    match reserve(layer.image, layer.file, unit, at, count) {
+    match reserve(layer, unit, at, count) {
         // There may be room that is about to be given back.
         Err(error) if error == no_space && reclaim::give_back_now(layer)? => Ok(None),
         answer => answer,
@@ -158,13 +153,13 @@ fn publish(layer: Layer<'_>, written: Allocating<'_, state::Durable>) -> Result 
 /// See [`make_room`].
 // Not inlined, for the stack of the I/O path.
 #[inline(never)]
-fn reserve<'a>(
-    image: &'a Image,
-    file: &'a BackingFile,
+fn reserve(
+    layer: Layer<'_>,
     unit: (u64, u64),
     at: u64,
     count: u64,
-) -> Result<Option<Allocating<'a, state::Reserved>>> {
+) -> Result<Option<Allocating<'_, state::Reserved>>> {
+    let Layer { image, file, .. } = layer;
     let (pos, len) = unit;
     let range = image.range(at, count)?;
     let end = pos.saturating_add(len);
@@ -186,8 +181,7 @@ fn reserve<'a>(
     drop(allocation);
     // From here on dropping `inner` leaves the slot.
     let mut inner = Inner {
-        image,
-        file,
+        layer,
         slot,
         space: None,
         written: Range { pos, len },
@@ -243,7 +237,8 @@ impl<'a> Allocating<'a, state::Reserved> {
             let range = granules(space, at, len).ok_or(impossible)?;
             let end = at.checked_add(len).ok_or(impossible)?;
             // Past the end of the disk there is nothing to bring along; the parser has seen to that.
-            let size = self.inner.image.size(self.inner.file);
+            let Layer { image, file, .. } = self.inner.layer;
+            let size = image.size(file);
             let range_end = range.pos.saturating_add(range.len).min(size);
             self.inner.copy_old(&space, range.pos, at)?;
             self.inner.copy_old(&space, end, range_end)?;
@@ -287,10 +282,10 @@ impl Inner<'_> {
     /// Copies the start of guest range `pos..pos + most`. Returns how much that was.
     #[inline(never)]
     fn copy_step(&self, space: &Reservation, pos: u64, most: u64) -> Result<u64> {
-        let image = self.image;
+        let image = self.layer.image;
         let _epoch = image.epochs().map(Epochs::enter);
-        let found = layers::find_blocking(image, self.file, pos, most)?;
-        let layer = image.layer(self.file, found.depth).ok_or(OUTSIDE)?;
+        let found = layers::find_blocking(image, self.layer.file, pos, most)?;
+        let layer = image.layer(self.layer.file, found.depth).ok_or(OUTSIDE)?;
         let to = pos.checked_sub(space.pos).ok_or(OUTSIDE)?;
         let to = space.offset.checked_add(to).ok_or(OUTSIDE)?;
         match found.extent {
@@ -320,11 +315,7 @@ impl Inner<'_> {
     }
 
     fn store(&self, to: u64, bytes: &[u8]) -> Result {
-        let layer = Layer {
-            image: self.image,
-            file: self.file,
-        };
-        layer.write_data(to, bytes)
+        self.layer.write_data(to, bytes)
     }
 }
 
@@ -345,7 +336,8 @@ impl<'a> Allocating<'a, state::Written> {
             .as_ref()
             .is_some_and(|space| space.sync_before_publish)
         {
-            inner.image.sync_together(inner.file).map_err(store_error)?;
+            let Layer { image, file, .. } = inner.layer;
+            image.sync_together(file).map_err(store_error)?;
         }
         Ok(self.into())
     }
@@ -360,14 +352,15 @@ impl Allocating<'_, state::Durable> {
         let Some(space) = inner.space else {
             return Ok(());
         };
-        let mut allocation = inner.image.allocation.lock();
+        let Layer { image, file, .. } = inner.layer;
+        let mut allocation = image.allocation.lock();
         let Allocation {
             alloc,
             unlinked,
             scratch,
             ..
         } = &mut *allocation;
-        let mut tables = LockedTables::new(inner.image, inner.file, scratch);
+        let mut tables = LockedTables::new(image, file, scratch);
         let old = alloc.publish(&mut tables, &space, inner.written)?;
         // Published: no longer ours to give back.
         inner.space = None;
@@ -380,12 +373,13 @@ impl Allocating<'_, state::Durable> {
 
 impl Drop for Inner<'_> {
     fn drop(&mut self) {
-        let mut allocation = self.image.allocation.lock();
+        let image = self.layer.image;
+        let mut allocation = image.allocation.lock();
         if let Some(space) = self.space.take() {
             allocation.alloc.release(&space);
         }
         allocation.pending.leave(self.slot);
         drop(allocation);
-        self.image.pending_changed.notify_all();
+        image.pending_changed.notify_all();
     }
 }

@@ -60,10 +60,7 @@ pub(crate) fn serve(request: &Request<Device>, binding: &Binding, how: Discard) 
         pos: binding.guest_pos(request).ok_or(EIO)?,
         len: u64::from(request.len()),
     };
-    let layer = Layer {
-        image: binding.image(),
-        file: binding.file(),
-    };
+    let layer = Layer::new(binding.image(), binding.file());
     let result = if layer.image.is_raw() {
         fallocate(layer, mode_of(how), range)
     } else if range.pos % SECTOR_SIZE != 0 {
@@ -160,7 +157,7 @@ fn ask(
     range: Range,
     how: Discard,
 ) -> contract::Result<(Discarded, Option<Epoch<'_>>)> {
-    let Layer { image, file } = layer;
+    let Layer { image, file, .. } = layer;
     let size = image.size(file);
     let mut allocation = image.allocation.lock();
     let len = loop {

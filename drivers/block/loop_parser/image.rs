@@ -499,11 +499,8 @@ impl Image {
     /// The image itself at depth 0, its parent at 1, and so on; `file` is the image's own.
     pub(crate) fn layer<'a>(&'a self, file: &'a BackingFile, depth: usize) -> Option<Layer<'a>> {
         match depth.checked_sub(1) {
-            None => Some(Layer { image: self, file }),
-            Some(index) => self.parents.get(index).map(|parent| Layer {
-                image: parent.image(),
-                file: parent.file(),
-            }),
+            None => Some(Layer::new(self, file)),
+            Some(index) => self.parents.get(index).map(ImageUser::layer),
         }
     }
 
@@ -585,6 +582,16 @@ impl Image {
 pub(crate) struct Layer<'a> {
     pub(crate) image: &'a Image,
     pub(crate) file: &'a BackingFile,
+}
+
+impl<'a> Layer<'a> {
+    /// One that is no part of another.
+    pub(crate) fn new(image: &'a Image, file: &'a BackingFile) -> Self {
+        Self {
+            image,
+            file,
+        }
+    }
 }
 
 /// See [`Image::begin_change`].

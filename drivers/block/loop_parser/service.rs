@@ -359,7 +359,7 @@ fn write_new(request: &LoopRequest, unit: (u64, u64)) -> crate::contract::Result
     let io_error = Error::Store(EIO.to_errno());
     let (binding, at) = place(request).ok_or(io_error)?;
     let (image, file) = (binding.image(), binding.file());
-    let layer = Layer { image, file };
+    let layer = Layer::new(image, file);
     let want = u64::from(request.piece());
     let Some(space) = allocation::make_room(layer, unit, at, want)? else {
         return Ok(());

@@ -139,6 +139,11 @@ impl ImageUser {
         &self.file
     }
 
+    /// The image and its file.
+    pub(crate) fn layer(&self) -> Layer<'_> {
+        Layer::new(&self.image, &self.file)
+    }
+
     /// Whether it writes to the file.
     pub(crate) fn is_writer(&self) -> bool {
         matches!(self.purpose, Use::Write | Use::Data(_))
@@ -181,10 +186,7 @@ impl ImageUser {
 
     /// Gives space back that lost its pointer. What fails is in the log, and leaks.
     fn give_back(&self) {
-        let layer = Layer {
-            image: &self.image,
-            file: &self.file,
-        };
+        let layer = self.layer();
         if !self.image.is_raw() && !self.image.is_poisoned() {
             let _ = reclaim::give_back_all(layer);
         }
