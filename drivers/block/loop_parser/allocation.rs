@@ -29,7 +29,6 @@ use crate::{
         Allocation,
         Layer, //
     },
-    layers,
     reclaim::{
         self,
         UnlinkedList, //
@@ -284,12 +283,11 @@ impl Inner<'_> {
     fn copy_step(&self, space: &Reservation, pos: u64, most: u64) -> Result<u64> {
         let image = self.layer.image;
         let _epoch = image.epochs().map(Epochs::enter);
-        let found = layers::find_blocking(image, self.layer.file, pos, most)?;
-        let layer = image.layer(self.layer.file, found.depth).ok_or(OUTSIDE)?;
+        let (layer, extent, is_own) = self.layer.find_old(pos, most)?;
         let to = pos.checked_sub(space.pos).ok_or(OUTSIDE)?;
         let to = space.offset.checked_add(to).ok_or(OUTSIDE)?;
-        match found.extent {
-            Extent::Compressed(unit) if found.depth == 0 => {
+        match extent {
+            Extent::Compressed(unit) if is_own => {
                 bounce::decompressed(layer, &unit, most, |bytes| self.store(to, bytes))
             }
             // The buffer of a layer below is not to be had while the image is written to, whose file

@@ -305,7 +305,9 @@ impl Binding {
 
     /// Whether reads may be answered from the file's page cache without asking the file system.
     pub(crate) fn serves_cached_reads(&self) -> bool {
-        self.image.is_peekable() && self.direct.is_none()
+        // Of parts each is asked.
+        let is_peekable = self.image.is_peekable() || self.image.has_parts();
+        is_peekable && self.direct.is_none()
     }
 
     /// Guest position of the cursor of a request.

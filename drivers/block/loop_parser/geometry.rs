@@ -117,7 +117,10 @@ fn write_zeroes(config: &Config, attached: &AttachedFile) -> u32 {
 /// a sector.
 fn discard(config: &Config, attached: &AttachedFile) -> (u32, u32) {
     let image = attached.user.image();
-    let file = image.data(&attached.file);
+    let mut parts = image.parts().users();
+    let file = parts
+        .next()
+        .map_or(image.data(&attached.file), |part| part.file());
     let in_image = image.disk().features.discard && config.offset % SECTOR_SIZE == 0;
     if !image.is_raw() && !in_image {
         return (0, 0);

@@ -7,6 +7,7 @@
 //! and when a child takes the place of the image on a device, and nests
 //!
 //! ```text
+//!   allocation mutex of a list -> that of its parts
 //!   allocation mutex -> IMAGES
 //!   allocation mutex -> write gate -> locks of the backing file system
 //! ```
@@ -18,9 +19,9 @@ use core::cmp::min;
 
 use kernel::{
     new_condvar,
-    new_mutex,
     new_spinlock,
     prelude::*,
+    static_lock_class,
     str::BStr,
     sync::{
         atomic::{
@@ -61,6 +62,10 @@ use crate::{
         AttachRequest,
         Attached,
         BoundParser, //
+    },
+    parts::{
+        Parts,
+        Place, //
     },
     range::GuestRange,
     reclaim::UnlinkedList,
@@ -112,6 +117,8 @@ pub(crate) struct Image {
     parents: KVec<ImageUser>,
     /// The file that guest data lie in, if not in the image's own.
     data: Option<ImageUser>,
+    /// The files that the disk is put together from, if it is not in the image itself.
+    parts: Parts,
     #[pin]
     pub(crate) allocation: Mutex<Allocation>,
     /// An allocation is done, or space was given back.
@@ -182,11 +189,16 @@ impl Image {
         others: Others,
         number: u32,
     ) -> kernel::error::Result<Arc<Self>> {
-        let Others { parents, data } = others;
+        let Others {
+            parents,
+            data,
+            parts,
+        } = others;
         let is_raw = parser.is_raw();
         let scratch = if is_raw { 0 } else { SCRATCH_SIZE };
         let scratch = KVec::from_elem(0, scratch, GFP_KERNEL)?;
-        let epochs = match attached.disk.features.reuses_space {
+        let disk = disk(attached.disk, &parts);
+        let epochs = match disk.features.reuses_space {
             true => Some(KBox::pin_init(Epochs::new(), GFP_KERNEL)?),
             false => None,
         };
@@ -194,24 +206,30 @@ impl Image {
             true => None,
             false => Some(Pool::new(!parents.is_empty())?),
         };
-        let is_data_peekable = |data: &ImageUser| data.file().is_peekable();
-        let peekable = file.is_peekable() && data.as_ref().is_none_or(is_data_peekable);
+        let is_peekable = |user: &ImageUser| user.file().is_peekable();
+        let peekable = file.is_peekable() && data.as_ref().is_none_or(is_peekable);
+        // To finish a list is to finish its parts.
+        let lock_class = match parts.is_empty() {
+            true => static_lock_class!(),
+            false => static_lock_class!(),
+        };
         let image = pin_init!(Self {
             key: file.inode_key(),
             number,
             choice: *choice,
-            disk: attached.disk,
-            size: Atomic::new(attached.disk.size),
+            disk,
+            size: Atomic::new(disk.size),
             warning: attached.warning,
             map: attached.map,
             parents,
             data,
-            allocation <- new_mutex!(Allocation {
+            parts,
+            allocation <- Mutex::new(Allocation {
                 alloc: attached.alloc,
                 pending: Pending::new(),
                 unlinked: UnlinkedList::new(),
                 scratch,
-            }, "Image::allocation"),
+            }, c"Image::allocation", lock_class),
             pending_changed <- new_condvar!("Image::pending_changed"),
             sequence: Atomic::new(0),
             group_sync <- GroupSync::new(),
@@ -272,16 +290,16 @@ impl Image {
 
     /// Whether it is made of more than its own file.
     pub(crate) fn has_others(&self) -> bool {
-        !self.parents.is_empty() || self.data.is_some()
+        !self.parents.is_empty() || self.data.is_some() || self.has_parts()
     }
 
-    /// Whether it is made of the same files as another image in the same file, and may do what that
-    /// one may.
+    /// Whether it names the same files as another image in the same file, and may do what that one may.
     pub(crate) fn can_stand_for(&self, other: &Self) -> bool {
         let key = |user: &ImageUser| user.image().key;
-        let writes = |image: &Self| image.data.as_ref().is_some_and(ImageUser::is_writer);
+        let writes = |image: &Self| image.data_files().any(ImageUser::is_writer);
         self.parents.first().map(key) == other.parents.first().map(key)
-            && self.data.as_ref().map(key) == other.data.as_ref().map(key)
+            && self.disk.size == other.disk.size
+            && self.data_files().map(key).eq(other.data_files().map(key))
             && (writes(self) || !writes(other))
     }
 
@@ -293,6 +311,30 @@ impl Image {
     /// The user of the file that guest data lie in, if that is not the image's own.
     pub(crate) fn data_file(&self) -> Option<&ImageUser> {
         self.data.as_ref()
+    }
+
+    /// The other files that guest data of its own lie in.
+    pub(crate) fn data_files(&self) -> impl Iterator<Item = &ImageUser> {
+        Iterator::chain(self.data.iter(), self.parts.users())
+    }
+
+    /// Whether the disk is put together from other files.
+    pub(crate) fn has_parts(&self) -> bool {
+        !self.parts.is_empty()
+    }
+
+    /// The files that the disk is put together from.
+    pub(crate) fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Where the start of a guest range is.
+    ///
+    /// # Errors
+    ///
+    /// `EIO`: it is not on the disk.
+    pub(crate) fn place(&self, pos: u64, len: u64) -> Result<Place> {
+        self.parts.place(pos, len)
     }
 
     /// Whether the file is its own guest disk.
@@ -375,8 +417,14 @@ impl Image {
         }
         let data = self.data.as_ref().filter(|data| data.is_writer());
         data.map_or(Ok(()), |data| data.file().fsync())
+            .and_then(|()| self.sync_parts())
             .and_then(|()| file.fsync())
             .inspect_err(|error| self.poison("syncing", *error))
+    }
+
+    fn sync_parts(&self) -> kernel::error::Result {
+        let mut written = self.parts.users().filter(|part| part.is_writer());
+        written.try_for_each(|part| part.image().sync(part.file()))
     }
 
     /// The same, but one sync does for all who are waiting for one to begin.
@@ -426,6 +474,16 @@ impl Image {
         self.report(error);
         if matches!(error, Error::Malformed(_)) {
             self.begin_again();
+        }
+    }
+
+    /// [`Image::report_write`], for an error that is passed on to those who would report it of their own
+    /// image: returns what is left to say.
+    pub(crate) fn reported_write(&self, error: Error) -> Error {
+        self.report_write(&error);
+        match error.fault() {
+            Some(_) => Error::Store(error.to_io_errno()),
+            None => error,
         }
     }
 
@@ -504,6 +562,15 @@ impl Image {
         }
     }
 
+    /// The image that is meant; `file` is this one's own.
+    pub(crate) fn whose<'a>(&'a self, file: &'a BackingFile, whose: Whose) -> Option<Layer<'a>> {
+        let layer = self.layer(file, whose.depth)?;
+        match whose.part {
+            None => Some(layer),
+            Some(index) => layer.image.parts.layer(index, layer),
+        }
+    }
+
     /// Tells the parser that there will be writes, unless that was done. May sleep.
     pub(crate) fn begin_writing(&self, file: &BackingFile) -> Result {
         if self.has_begun.load(Acquire) {
@@ -565,6 +632,10 @@ impl Image {
         allocation: &mut Allocation,
         file: &BackingFile,
     ) -> kernel::error::Result {
+        let parts = self.finish_parts();
+        if let Err(error) = parts {
+            self.poison("syncing a part", error);
+        }
         if !self.is_raw && !self.is_poisoned() {
             // Whoever comes next begins anew.
             self.begin_again();
@@ -573,7 +644,21 @@ impl Image {
                 self.report(&error);
             }
         }
-        self.sync(file)
+        parts.and(self.sync(file))
+    }
+
+    /// The same for all parts, whether or not one fails. Raw ones are synced with the whole: they would report
+    /// an error only once.
+    fn finish_parts(&self) -> kernel::error::Result {
+        let is_to_finish = |part: &&ImageUser| part.is_writer() && !part.image().is_raw();
+        let written = self.parts.users().filter(is_to_finish);
+        let mut result = Ok(());
+        for part in written {
+            let mut allocation = part.image().allocation.lock();
+            let finished = part.image().finish(&mut allocation, part.file());
+            result = result.and(finished);
+        }
+        result
     }
 }
 
@@ -582,6 +667,8 @@ impl Image {
 pub(crate) struct Layer<'a> {
     pub(crate) image: &'a Image,
     pub(crate) file: &'a BackingFile,
+    /// The image that has it as a part.
+    pub(crate) whole: Option<Whole<'a>>,
 }
 
 impl<'a> Layer<'a> {
@@ -590,7 +677,46 @@ impl<'a> Layer<'a> {
         Self {
             image,
             file,
+            whole: None,
         }
+    }
+}
+
+/// An image whose disk is put together from others.
+#[derive(Clone, Copy)]
+pub(crate) struct Whole<'a> {
+    pub(crate) image: &'a Image,
+    pub(crate) file: &'a BackingFile,
+    /// Where in its disk the part begins, in bytes.
+    pub(crate) start: u64,
+}
+
+/// Which of the images that a device is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Whose {
+    /// Which layer: 0 is the device's own file.
+    pub(crate) depth: usize,
+    /// Which of that one's parts; `None`: it has none.
+    pub(crate) part: Option<usize>,
+}
+
+impl Whose {
+    /// The device's own file.
+    pub(crate) const OWN: Self = Self {
+        depth: 0,
+        part: None,
+    };
+}
+
+/// What the driver is told of a disk: what its parts are like, if it has any.
+fn disk(disk: Disk, parts: &Parts) -> Disk {
+    if parts.is_empty() {
+        return disk;
+    }
+    Disk {
+        features: parts.features(),
+        unit: parts.unit(),
+        ..disk
     }
 }
 

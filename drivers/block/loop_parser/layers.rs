@@ -8,11 +8,13 @@ use crate::{
     contract::{
         Error,
         Extent,
+        Placement,
         Result, //
     },
     image::{
         Image,
-        Layer, //
+        Layer,
+        Whose, //
     },
     retry,
     sys::{
@@ -28,15 +30,26 @@ pub(crate) const MAX_LAYERS: usize = 32;
 /// Where the start of a guest range is read from.
 #[derive(Clone, Copy)]
 pub(crate) struct Found {
-    /// Which layer it is in: 0 is the device's own file. See [`Image::layer`].
-    pub(crate) depth: usize,
+    /// Which image it is in. See [`Image::whose`].
+    pub(crate) whose: Whose,
     /// Never [`Extent::Parent`].
     pub(crate) extent: Extent,
 }
 
+impl Found {
+    fn zeros(depth: usize, len: u64) -> Self {
+        Self {
+            whose: Whose { depth, part: None },
+            extent: Extent::Zero { len },
+        }
+    }
+}
+
 /// Finds the start of guest range `pos..pos + len` without sleeping.
+// Not inlined, for the stack.
+#[inline(never)]
 pub(crate) fn find_cached(image: &Image, file: &BackingFile, pos: u64, len: u64) -> Result<Found> {
-    find(image, file, pos, len, |layer, len| {
+    find(image, file, pos, len, |layer, pos, len| {
         if layer.image.is_peekable() {
             layer.image.resolve_cached(layer.file, pos, len)
         } else {
@@ -53,13 +66,113 @@ pub(crate) fn find_blocking(
     pos: u64,
     len: u64,
 ) -> Result<Found> {
-    find(image, file, pos, len, |layer, len| {
+    find(image, file, pos, len, |layer, pos, len| {
         let resolved = layer.image.resolve_read(layer.file, pos, len);
         resolved.map_err(|error| layer.image.reported(error))
     })
 }
 
+/// Where the start of guest range `pos..pos + len` is written to, and in which image. The parser of that
+/// one was told that there will be writes. May sleep. A fault of a part is reported here.
+pub(crate) fn find_for_write(
+    image: &Image,
+    file: &BackingFile,
+    pos: u64,
+    len: u64,
+) -> Result<(Whose, Placement)> {
+    let place = locate(image, file, pos, len)?;
+    // There is no place for what is written to zeros.
+    let spot = place.spot.ok_or(NOWHERE)?;
+    let placement = spot.resolve_write(place.len);
+    let placement = placement.map_err(|error| spot.layer.image.reported_write(error))?;
+    Ok((spot.whose, placement))
+}
+
+/// Where the start of a guest range is that is to be changed.
+pub(crate) struct Located<'a> {
+    /// Length in bytes: as far as all of it is there.
+    pub(crate) len: u64,
+    /// `None`: it reads as zero, and cannot be written.
+    pub(crate) spot: Option<LocatedSpot<'a>>,
+}
+
+/// A position in the image that a guest range lies in.
+#[derive(Clone, Copy)]
+pub(crate) struct LocatedSpot<'a> {
+    /// Which image it is.
+    pub(crate) whose: Whose,
+    /// The same.
+    pub(crate) layer: Layer<'a>,
+    /// Position in that image.
+    pub(crate) pos: u64,
+}
+
+/// Finds out in which image the start of guest range `pos..pos + len` lies, which is to be changed.
+///
+/// # Errors
+///
+/// `EIO`: it is not on the disk, or nothing may be written any more.
+#[inline(always)]
+pub(crate) fn locate<'a>(
+    image: &'a Image,
+    file: &'a BackingFile,
+    pos: u64,
+    len: u64,
+) -> Result<Located<'a>> {
+    if image.is_poisoned() {
+        return Err(NOWHERE);
+    }
+    let place = image.place(pos, len)?;
+    let Some(spot) = place.spot else {
+        return Ok(Located {
+            len: place.len,
+            spot: None,
+        });
+    };
+    let whose = Whose {
+        depth: 0,
+        part: spot.part,
+    };
+    Ok(Located {
+        len: place.len,
+        spot: Some(LocatedSpot {
+            whose,
+            layer: image.whose(file, whose).ok_or(NOWHERE)?,
+            pos: spot.pos,
+        }),
+    })
+}
+
+const NOWHERE: Error = Error::Store(-(kernel::bindings::EIO as i32));
+
+impl LocatedSpot<'_> {
+    /// Resolves `len` bytes of it. The caller has begun to write the whole.
+    fn resolve_write(&self, len: u64) -> Result<Placement> {
+        let Layer { image, file, .. } = self.layer;
+        if self.whose.part.is_some() {
+            image.begin_writing(file)?;
+        }
+        image.resolve_write(file, self.pos, len)
+    }
+}
+
 impl<'a> Layer<'a> {
+    /// Finds what the start of a range of it is read from, be it below: in which image, and that.
+    /// Returns also whether it is in this one itself.
+    pub(crate) fn find_old(self, pos: u64, len: u64) -> Result<(Layer<'a>, Extent, bool)> {
+        let (image, file, start) = match self.whole {
+            Some(whole) => (whole.image, whole.file, whole.start),
+            None => (self.image, self.file, 0),
+        };
+        let pos = start.checked_add(pos).ok_or(NOWHERE)?;
+        let found = find_blocking(image, file, pos, len)?;
+        let layer = image.whose(file, found.whose).ok_or(NOWHERE);
+        match found.extent {
+            Extent::Zero { .. } => Ok((self, found.extent, true)),
+            extent => Ok((layer?, extent, found.whose.depth == 0)),
+        }
+    }
+
     /// The file that its guest data lie in.
     pub(crate) fn data(self) -> &'a BackingFile {
         self.image.data(self.file)
@@ -91,7 +204,7 @@ fn find(
     file: &BackingFile,
     pos: u64,
     len: u64,
-    mut resolve: impl FnMut(Layer<'_>, u64) -> Result<Extent>,
+    mut resolve: impl FnMut(Layer<'_>, u64, u64) -> Result<Extent>,
 ) -> Result<Found> {
     let mut len = len;
     for depth in 0..MAX_LAYERS {
@@ -102,14 +215,25 @@ fn find(
             // Images of a chain need not have the same size.
             let left = layer.image.size(layer.file).saturating_sub(pos);
             if left == 0 {
-                let extent = Extent::Zero { len };
-                return Ok(Found { depth, extent });
+                return Ok(Found::zeros(depth, len));
             }
             len = min(len, left);
         }
-        match resolve(layer, len)? {
+        let place = layer.image.place(pos, len)?;
+        len = place.len;
+        let Some(spot) = place.spot else {
+            return Ok(Found::zeros(depth, len));
+        };
+        let whose = Whose {
+            depth,
+            part: spot.part,
+        };
+        let Some(layer) = image.whose(file, whose) else {
+            break;
+        };
+        match resolve(layer, spot.pos, len)? {
             Extent::Parent { len: rest } => len = rest,
-            extent => return Ok(Found { depth, extent }),
+            extent => return Ok(Found { whose, extent }),
         }
     }
     Err(Error::malformed(

@@ -45,6 +45,7 @@ mod lanes;
 mod layers;
 mod opening;
 pub mod parser;
+mod parts;
 mod range;
 mod raw;
 mod reclaim;

@@ -147,7 +147,7 @@ impl Opening<'_> {
         }
         let others = Others {
             parents,
-            data: None,
+            ..Others::default()
         };
         self.finish(file, parser, attached, others).map_err(refused)
     }

@@ -26,7 +26,10 @@ use crate::{
         Device, //
     },
     discard,
-    image::Layer,
+    image::{
+        Layer,
+        Whose, //
+    },
     layers::{
         self,
         Found, //
@@ -96,7 +99,7 @@ fn copy_cached(request: &LoopRequest, binding: &Binding) -> bool {
         let Ok(found) = layers::find_cached(image, file, pos, u64::from(piece)) else {
             return false;
         };
-        match (found.extent, image.layer(file, found.depth)) {
+        match (found.extent, image.whose(file, found.whose)) {
             (Extent::Zero { len }, _) => request.zero(bounded(len, piece)),
             (Extent::Data { offset, len }, Some(layer)) => {
                 let count = bounded(len, piece);
@@ -233,12 +236,12 @@ fn read_piece(request: LoopRequest) -> Step {
         }
         Ok(Found {
             extent: Extent::Data { offset, len },
-            depth,
-        }) => move_data(request, depth, offset, bounded(len, piece)),
+            whose,
+        }) => move_data(request, whose, offset, bounded(len, piece)),
         Ok(Found {
             extent: Extent::Compressed(unit),
-            depth,
-        }) => match read_compressed(&request, depth, &unit) {
+            whose,
+        }) => match read_compressed(&request, whose, &unit) {
             Ok(_) => Step::Next(request),
             Err(error) => fail_here(request, error),
         },
@@ -247,17 +250,17 @@ fn read_piece(request: LoopRequest) -> Step {
     }
 }
 
-/// Copies what a piece wants of a compressed unit in the layer at `depth`.
+/// Copies what a piece wants of a compressed unit in one of the images.
 // Not inlined: other reads need less stack.
 #[inline(never)]
 fn read_compressed(
     request: &LoopRequest,
-    depth: usize,
+    whose: Whose,
     unit: &Compressed,
 ) -> crate::contract::Result<u64> {
     let io_error = Error::Store(EIO.to_errno());
     let binding = request.binding().ok_or(io_error)?;
-    let layer = binding.image().layer(binding.file(), depth);
+    let layer = binding.image().whose(binding.file(), whose);
     let layer = layer.ok_or(io_error)?;
     bounce::decompressed(layer, unit, u64::from(request.piece()), |bytes| {
         request.copy_from(bytes);
@@ -277,16 +280,16 @@ fn write_piece(request: LoopRequest) -> Step {
             let (image, file) = (binding.image(), binding.file());
             image.begin_writing(file).and_then(|()| {
                 request.enter_epoch(epochs);
-                image.resolve_write(file, pos, u64::from(piece))
+                layers::find_for_write(image, file, pos, u64::from(piece))
             })
         }
         None => Err(Error::Store(EIO.to_errno())),
     };
     match placement {
-        Ok(Placement::InPlace { offset, len }) => {
-            move_data(request, 0, offset, bounded(len, piece))
+        Ok((whose, Placement::InPlace { offset, len })) => {
+            move_data(request, whose, offset, bounded(len, piece))
         }
-        Ok(Placement::Allocate { pos, len }) => {
+        Ok((_, Placement::Allocate { pos, len })) => {
             // Nobody inside waits for other allocations.
             request.leave_epoch();
             match write_new(&request, (pos, len)) {
@@ -305,14 +308,13 @@ fn place(request: &LoopRequest) -> Option<(&Binding, u64)> {
     Some((binding, binding.guest_pos(request)?))
 }
 
-/// Moves `count` bytes between the cursor and host offset `offset` of the layer at `depth`. That is
-/// done directly if the device is in that mode, the file is its own, and the extent is aligned for
-/// it.
-fn move_data(request: LoopRequest, depth: usize, offset: u64, count: u32) -> Step {
+/// Moves `count` bytes between the cursor and host offset `offset` of one of the images. That is done
+/// directly if the device is in that mode, the file is its own, and the extent is aligned for it.
+fn move_data(request: LoopRequest, whose: Whose, offset: u64, count: u32) -> Step {
     let Some(binding) = request.binding() else {
         return fail_here(request, Error::Store(EIO.to_errno()));
     };
-    let direct = binding.direct().filter(|_| depth == 0);
+    let direct = binding.direct().filter(|_| whose == Whose::OWN);
     if direct.is_some_and(|align| is_aligned(&request, align, offset, count)) {
         let is_write = request.op() == Op::Write;
         let moved = request.transfer_direct(offset, count, |binding| {
@@ -324,7 +326,7 @@ fn move_data(request: LoopRequest, depth: usize, offset: u64, count: u32) -> Ste
             Direct::Done(request, moved) => settle(request, moved),
         };
     }
-    let Some(layer) = binding.image().layer(binding.file(), depth) else {
+    let Some(layer) = binding.image().whose(binding.file(), whose) else {
         return fail_here(request, Error::Store(EIO.to_errno()));
     };
     let moved = transfer(&request, layer, offset, count);
@@ -359,13 +361,26 @@ fn write_new(request: &LoopRequest, unit: (u64, u64)) -> crate::contract::Result
     let io_error = Error::Store(EIO.to_errno());
     let (binding, at) = place(request).ok_or(io_error)?;
     let (image, file) = (binding.image(), binding.file());
-    let layer = Layer::new(image, file);
-    let want = u64::from(request.piece());
-    let Some(space) = allocation::make_room(layer, unit, at, want)? else {
+    let place = layers::locate(image, file, at, u64::from(request.piece()))?;
+    let spot = place.spot.ok_or(io_error)?;
+    write_space(request, spot.layer, unit, (spot.pos, place.len))
+        .map_err(|error| spot.layer.image.reported_write(error))
+}
+
+/// The same, in the image that has the place, for `len` bytes at position `at` of it: what is behind them
+/// may be another image's, though the unit is longer.
+#[inline(never)]
+fn write_space(
+    request: &LoopRequest,
+    layer: Layer<'_>,
+    unit: (u64, u64),
+    (at, len): (u64, u64),
+) -> crate::contract::Result {
+    let Some(space) = allocation::make_room(layer, unit, at, len)? else {
         return Ok(());
     };
     let (offset, room) = space.place(at)?;
-    let count = bounded(room, request.piece());
+    let count = bounded(room.min(len), request.piece());
     write_all(request, layer, offset, count)?;
     allocation::finish(layer, space, at, u64::from(count))
 }

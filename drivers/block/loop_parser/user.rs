@@ -154,7 +154,8 @@ impl ImageUser {
     /// in the image's own file.
     pub(crate) fn may_go_direct(&self) -> bool {
         let is_alone = || self.image.users.load(Acquire) == 1;
-        self.image.is_raw() || (is_alone() && self.image.data_file().is_none())
+        let is_whole = self.image.data_file().is_none() && !self.image.has_parts();
+        self.image.is_raw() || (is_alone() && is_whole)
     }
 
     /// Counts the device among those that write directly, or not. `false`: it may not, as another
@@ -187,6 +188,9 @@ impl ImageUser {
     /// Gives space back that lost its pointer. What fails is in the log, and leaks.
     fn give_back(&self) {
         let layer = self.layer();
+        for part in self.image.parts().users().filter(|part| part.is_writer()) {
+            part.give_back();
+        }
         if !self.image.is_raw() && !self.image.is_poisoned() {
             let _ = reclaim::give_back_all(layer);
         }

@@ -19,6 +19,7 @@ use crate::{
         Attached,
         BoundParser, //
     },
+    parts::Parts,
     select::Choice,
     sys::{
         creds::Credentials,
@@ -45,6 +46,8 @@ pub(super) struct Level {
     pub(super) is_recognised: bool,
     /// The file that its data lie in.
     pub(super) data: Option<ImageUser>,
+    /// The files that its disk is put together from.
+    pub(super) parts: Parts,
     // Last: what is attached is code and data of the parser's module.
     pub(super) parser: BoundParser,
 }
@@ -56,6 +59,8 @@ pub(crate) struct Others {
     pub(crate) parents: KVec<ImageUser>,
     /// The file that its data lie in.
     pub(crate) data: Option<ImageUser>,
+    /// The files that its disk is put together from.
+    pub(crate) parts: Parts,
 }
 
 /// A file, and the name of its parser.
@@ -226,6 +231,7 @@ impl<'a> Descent<'a> {
             file,
             is_recognised: _,
             data,
+            parts,
             parser,
         } = level;
         let choice = Choice::none();
@@ -238,7 +244,11 @@ impl<'a> Descent<'a> {
         let number = self.opening.device.number();
         // Its name is needed to the end.
         let _pinned = parser.again()?;
-        let others = Others { parents, data };
+        let others = Others {
+            parents,
+            data,
+            parts,
+        };
         let image = Image::new(&file, parser, &choice, attached, others, number)?;
         ImageUser::add(&file, image, &wanted)
             .inspect_err(|error| self.opening.log_file(by, role.name(), &file, *error))

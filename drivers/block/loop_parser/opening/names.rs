@@ -20,6 +20,7 @@ use crate::{
         Attached,
         BoundParser, //
     },
+    parts::Parts,
     select::{
         self,
         Choice, //
@@ -232,6 +233,7 @@ impl Names<'_> {
                 file,
                 is_recognised: stated.is_none(),
                 data: None,
+                parts: Parts::default(),
                 parser,
             }),
             Err(error) => Err((error, Some(parser))),
