@@ -25,6 +25,7 @@ use crate::{
         Allocation,
         Layer, //
     },
+    layers,
     reclaim::{
         self,
         UnlinkedList, //
@@ -67,7 +68,11 @@ pub(crate) fn serve(request: &Request<Device>, binding: &Binding, how: Discard) 
         // The window was moved since the limits were set.
         Err(EOPNOTSUPP)
     } else {
-        discard(layer, range, how).map_err(|error| {
+        let result = match layer.image.has_parts() {
+            false => discard(layer, range, how),
+            true => discard_in_parts(layer, range, how),
+        };
+        result.map_err(|error| {
             layer.image.report_write(&error);
             Error::from_errno(error.to_io_errno())
         })
@@ -94,6 +99,33 @@ fn mode_of(how: Discard) -> i32 {
 fn fallocate(layer: Layer<'_>, mode: i32, range: Range) -> Result {
     let mode = mode | LP_FALLOC_FL_KEEP_SIZE;
     layer.data().fallocate(mode, range.pos, range.len)
+}
+
+/// Deals with a range of a disk that is put together from others, in whole sectors.
+// Not inlined, for the stack: most images have no parts.
+#[inline(never)]
+fn discard_in_parts(whole: Layer<'_>, range: Range, how: Discard) -> contract::Result {
+    let outside = contract::Error::Store(EIO.to_errno());
+    whole.image.begin_writing(whole.file)?;
+    let mut left = range;
+    while left.len > 0 {
+        let layers::Located { len, spot } =
+            layers::locate(whole.image, whole.file, left.pos, left.len)?;
+        if let Some(spot) = spot {
+            discard_in_part(spot.layer, Range { pos: spot.pos, len }, how)
+                .map_err(|error| spot.layer.image.reported_write(error))?;
+        }
+        left.pos = left.pos.checked_add(len).ok_or(outside)?;
+        left.len = left.len.checked_sub(len).ok_or(outside)?;
+    }
+    Ok(())
+}
+
+fn discard_in_part(part: Layer<'_>, range: Range, how: Discard) -> contract::Result {
+    if part.image.is_raw() {
+        return zero(part, range, how);
+    }
+    discard(part, range, how)
 }
 
 /// Deals with a range of an image, in whole sectors. What it frees is given back when it returns.
@@ -184,7 +216,12 @@ fn zero(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result {
     }
     match fallocate(layer, mode_of(how), range) {
         Err(EOPNOTSUPP) if how != Discard::Forget => {
-            let mut allocation = layer.image.allocation.lock();
+            // A raw file has no memory for that; what it is a part of has.
+            let memory = match layer.whole {
+                Some(whole) if layer.image.is_raw() => whole.image,
+                _ => layer.image,
+            };
+            let mut allocation = memory.allocation.lock();
             let _gate = layer.image.exclude_direct_writes();
             let scratch = &mut *allocation.scratch;
             io::fill(layer.data(), range.pos, range.len, 0, scratch)
