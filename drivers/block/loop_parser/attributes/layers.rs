@@ -23,7 +23,8 @@ use crate::{
             Attribute,
             Page, //
         }, //
-    }, //
+    },
+    user::ImageUser, //
 };
 
 /// Room that is kept for saying how many lines did not fit.
@@ -84,7 +85,11 @@ fn line(page: &mut Page<'_>, depth: usize, layer: Layer<'_>, path: &mut [u8]) ->
         allocated(layer),
         state(image)
     )?;
-    match image.last_fault() {
+    let of_part = || {
+        let mut parts = image.parts().users();
+        parts.find_map(|part| part.image().last_fault())
+    };
+    match image.last_fault().or_else(of_part) {
         None => write!(page, "none")?,
         Some(fault) => {
             write!(page, "\"")?;
@@ -98,19 +103,26 @@ fn line(page: &mut Page<'_>, depth: usize, layer: Layer<'_>, path: &mut [u8]) ->
         write!(page, " data=")?;
         escape(page, data.file().show_path(path).unwrap_or(b"?"))?;
     }
+    if image.has_parts() {
+        write!(page, " extents={}", image.parts().len())?;
+    }
     writeln!(page)
 }
 
 /// Bytes that its files take.
 fn allocated(layer: Layer<'_>) -> u64 {
-    let data = layer.image.data_file();
-    let data = data.map_or(0, |data| data.file().allocated());
-    layer.file.allocated().saturating_add(data)
+    let others = layer.image.data_files();
+    others.fold(layer.file.allocated(), |sum, other| {
+        sum.saturating_add(other.file().allocated())
+    })
 }
 
+/// The worst of what it is made of.
 fn state(image: &Image) -> &'static str {
-    match image.disk().state {
-        _ if image.is_poisoned() => "failed",
+    let parts = || image.parts().users().map(ImageUser::image);
+    let worst = parts().map(|part| part.disk().state).max();
+    match worst.unwrap_or_default().max(image.disk().state) {
+        _ if image.is_poisoned() || parts().any(|part| part.is_poisoned()) => "failed",
         State::Clean => "clean",
         State::Dirty => "dirty",
         State::Recovered => "recovered",

@@ -13,16 +13,16 @@ use super::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Identity(pub [u8; 16]);
 
-/// In what state an image was found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// In what state an image was found; the last is the worst.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// Nothing is wrong with it.
     #[default]
     Clean,
+    /// A part that was damaged is served from its copy, or as far as it is there.
+    Recovered,
     /// It was not closed: it is open elsewhere, or its writer was interrupted.
     Dirty,
-    /// A part that was damaged is served from its copy.
-    Recovered,
 }
 
 /// What an image can do besides being read and written. What it lacks, its device does not
