@@ -15,6 +15,7 @@
 //! say, the file is recognised, as a device's own is; then what it names has not been vouched for, however
 //! the device's own parser was chosen.
 
+mod extents;
 mod levels;
 mod names;
 
@@ -120,11 +121,11 @@ impl Opening<'_> {
             None => false,
         };
         let image = below.image();
-        if attached.data.is_some() {
+        if attached.data.is_some() || attached.extents.is_some() {
             // No file is opened by a name here.
             self.log(
                 name.name,
-                fmt!("its data lie in another file: attach it by itself"),
+                fmt!("its data lie in other files: attach it by itself"),
             );
             return Err(EINVAL);
         }
@@ -239,13 +240,20 @@ impl Opening<'_> {
 
     /// The same, if it is for a file that the image is made of.
     fn log_file(&self, parser: &CStr, what: &str, file: &BackingFile, error: Error) {
+        self.log_about(parser, what, file, fmt!("{error:?}"));
+    }
+
+    /// The same, in other words.
+    fn log_about(
+        &self,
+        parser: &CStr,
+        what: &str,
+        file: &BackingFile,
+        why: core::fmt::Arguments<'_>,
+    ) {
         let mut buffer = Buffer::new();
-        let path = match &mut buffer {
-            Ok(buffer) => file.show_path(&mut buffer.bytes).unwrap_or(b"?"),
-            Err(_) => b"?",
-        };
-        let path = BStr::from_bytes(path);
-        self.log(parser, fmt!("{what} \"{path}\": {error:?}"));
+        let path = path_of(file, &mut buffer);
+        self.log(parser, fmt!("{what} \"{path}\": {why}"));
     }
 
     /// Logs why the device's own image is refused, with the words that it has itself for that. Returns
@@ -287,6 +295,15 @@ impl Opening<'_> {
         }
         errno
     }
+}
+
+/// The path of a file, for the log.
+fn path_of<'a>(file: &BackingFile, buffer: &'a mut Result<Buffer>) -> &'a BStr {
+    let path = match buffer {
+        Ok(buffer) => file.show_path(&mut buffer.bytes).unwrap_or(b"?"),
+        Err(_) => b"?",
+    };
+    BStr::from_bytes(path)
 }
 
 /// What the image in a file says itself of a fault that it is refused for.

@@ -313,7 +313,7 @@ def live_snapshot(t):
 # Overlays that are not put on top of a device's file
 
 NOT_A_CHILD = "not a child of the device's file"
-DATA_ELSEWHERE = "its data lie in another file: .*"
+DATA_ELSEWHERE = "its data lie in other files: .*"
 
 
 def renamed(name, fmt):

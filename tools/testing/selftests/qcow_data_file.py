@@ -293,7 +293,7 @@ def not_as_a_snapshot(t):
     blockio.make_file(t.path("base.raw"), SIZE)
     path = create(t, backing_file="base.raw", backing_fmt="raw")
     loop = t.attach(t.path("base.raw"))
-    t.expect_log(r"loop\d+: refused: qcow2: its data lie in another file: .*")
+    t.expect_log(r"loop\d+: refused: qcow2: its data lie in other files: .*")
     fd = os.open(path, os.O_RDWR)
     try:
         fails_with(errno.EINVAL, loop.change_fd, fd)

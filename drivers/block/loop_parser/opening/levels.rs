@@ -31,6 +31,7 @@ use crate::{
 };
 
 use super::{
+    extents::List,
     names::{
         Names,
         Role, //
@@ -64,7 +65,7 @@ pub(crate) struct Others {
 }
 
 /// A file, and the name of its parser.
-type Above<'a> = (&'a BackingFile, &'static CStr);
+pub(super) type Above<'a> = (&'a BackingFile, &'static CStr);
 
 impl Opening<'_> {
     /// Opens what an image names. `parser` is its own.
@@ -78,16 +79,26 @@ impl Opening<'_> {
     ) -> Result<Others> {
         let mut others = Others::default();
         let (data, parent) = (attached.data.take(), attached.parent.take());
-        if data.is_none() && parent.is_none() {
+        let extents = attached.extents.take();
+        if data.is_none() && parent.is_none() && extents.is_none() {
             return Ok(others);
         }
         let mut descent = Descent::new(self, file)?;
+        let purpose = match self.writable {
+            true => Use::Data(file.inode_key()),
+            false => Use::Read,
+        };
         if let Some(data) = data {
-            let purpose = match self.writable {
-                true => Use::Data(file.inode_key()),
-                false => Use::Read,
-            };
             others.data = Some(descent.open_data((file, parser.name), &*data, purpose)?);
+        }
+        if let Some(extents) = extents {
+            others.parts = descent.open_extents(&List {
+                extents: &*extents,
+                above: (file, parser.name),
+                has_parent: parent.is_some(),
+                size: attached.disk.size,
+                purpose,
+            })?;
         }
         if let Some(parent) = parent {
             others.parents = descent.open_parents(file, parser, parent)?;
@@ -97,8 +108,8 @@ impl Opening<'_> {
 }
 
 /// The way from an image down through the files that it is made of.
-struct Descent<'a> {
-    opening: &'a Opening<'a>,
+pub(super) struct Descent<'a> {
+    pub(super) opening: &'a Opening<'a>,
     /// Identities of the files so far.
     keys: KVec<usize>,
     /// Those who own them, if they are not who opened them.
@@ -163,13 +174,23 @@ impl<'a> Descent<'a> {
         self.stack(levels, parser.name)
     }
 
-    /// Opens the file that the data of a level lie in. Returns what it says of the one below.
+    /// Opens the files that the data of a level lie in. Returns what it says of the one below.
     fn descend(&mut self, level: &mut Level) -> Result<Option<KBox<dyn Parent>>> {
         if let Some(data) = level.attached.data.take() {
             let above = (&*level.file, level.parser.name);
             level.data = Some(self.open_data(above, &*data, Use::Parent)?);
         }
-        Ok(level.attached.parent.take())
+        let parent = level.attached.parent.take();
+        if let Some(extents) = level.attached.extents.take() {
+            level.parts = self.open_extents(&List {
+                extents: &*extents,
+                above: (&*level.file, level.parser.name),
+                has_parent: parent.is_some(),
+                size: level.attached.disk.size,
+                purpose: Use::Parent,
+            })?;
+        }
+        Ok(parent)
     }
 
     /// Opens the file that the data of the image in a file lie in.
@@ -184,12 +205,17 @@ impl<'a> Descent<'a> {
         let role = Role::Data { writable };
         let level = self.open_named((file, by), data, role)?;
         self.keys.push(level.file.inode_key(), GFP_KERNEL)?;
-        self.use_level(level, KVec::new(), purpose, (by, role))
+        self.use_level(level, KVec::new(), purpose, Choice::none(), (by, role))
     }
 
     /// Opens a file that another one names, and its parser.
     #[inline(never)]
-    fn open_named(&self, (child, by): Above<'_>, named: &dyn Parent, role: Role) -> Result<Level> {
+    pub(super) fn open_named(
+        &self,
+        (child, by): Above<'_>,
+        named: &dyn Parent,
+        role: Role,
+    ) -> Result<Level> {
         let names = Names {
             opening: self.opening,
             child,
@@ -210,20 +236,23 @@ impl<'a> Descent<'a> {
         let mut levels = levels;
         let mut below = KVec::new();
         while let Some(level) = levels.pop() {
-            let user = self.use_level(level, below, Use::Parent, (name, Role::Parent))?;
+            let by = (name, Role::Parent);
+            let user = self.use_level(level, below, Use::Parent, Choice::none(), by)?;
             below = user.chain()?;
         }
         Ok(below)
     }
+
     /// Makes an image of a level, on those below, nearest first. `by` is the parser of the image that
     /// names it, and what it is to that, for the log.
     // Not inlined, for the stack.
     #[inline(never)]
-    fn use_level(
+    pub(super) fn use_level(
         &self,
         level: Level,
         parents: KVec<ImageUser>,
         purpose: Use,
+        choice: Choice,
         (by, role): (&CStr, Role),
     ) -> Result<ImageUser> {
         let Level {
@@ -234,7 +263,6 @@ impl<'a> Descent<'a> {
             parts,
             parser,
         } = level;
-        let choice = Choice::none();
         let wanted = Wanted {
             key: file.inode_key(),
             parser: parser.name,

@@ -13,7 +13,8 @@ use crate::{
     contract::{
         self,
         Error as ImageError,
-        Parent, //
+        Parent,
+        Part, //
     },
     image,
     parser::{
@@ -97,6 +98,13 @@ pub(super) enum Role {
         /// The device is to be written.
         writable: bool,
     },
+    /// A part of the disk is there.
+    Extent {
+        /// The device is to be written.
+        writable: bool,
+        /// What is said of it, if it is not raw.
+        part: Option<Part>,
+    },
 }
 
 impl Role {
@@ -105,11 +113,22 @@ impl Role {
         match self {
             Role::Parent => "parent",
             Role::Data { .. } => "data file",
+            Role::Extent { .. } => "extent",
         }
     }
 
     fn is_writable(self) -> bool {
-        matches!(self, Role::Data { writable: true })
+        match self {
+            Role::Parent => false,
+            Role::Data { writable } | Role::Extent { writable, .. } => writable,
+        }
+    }
+
+    fn part(self) -> Option<Part> {
+        match self {
+            Role::Extent { part, .. } => part,
+            _ => None,
+        }
     }
 }
 
@@ -246,7 +265,8 @@ impl Names<'_> {
         file: &BackingFile,
         parser: &BoundParser,
     ) -> core::result::Result<Attached, ImageError> {
-        let attached = image::attach(file, parser, &Choice::none(), false)?;
+        let choice = self.role.part().map_or(Choice::none(), Choice::part);
+        let attached = image::attach(file, parser, &choice, self.role.is_writable())?;
         self.named.check(&attached.disk)?;
         Ok(attached)
     }
