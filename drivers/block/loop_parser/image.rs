@@ -18,6 +18,7 @@
 use core::cmp::min;
 
 use kernel::{
+    fmt,
     new_condvar,
     new_spinlock,
     prelude::*,
@@ -119,6 +120,8 @@ pub(crate) struct Image {
     data: Option<ImageUser>,
     /// The files that the disk is put together from, if it is not in the image itself.
     parts: Parts,
+    /// The last component of the path, if another image has named the file; else empty.
+    name: KVec<u8>,
     #[pin]
     pub(crate) allocation: Mutex<Allocation>,
     /// An allocation is done, or space was given back.
@@ -188,6 +191,7 @@ impl Image {
         attached: Attached,
         others: Others,
         number: u32,
+        name: KVec<u8>,
     ) -> kernel::error::Result<Arc<Self>> {
         let Others {
             parents,
@@ -224,6 +228,7 @@ impl Image {
             parents,
             data,
             parts,
+            name,
             allocation <- Mutex::new(Allocation {
                 alloc: attached.alloc,
                 pending: Pending::new(),
@@ -391,9 +396,10 @@ impl Image {
     fn poison(&self, why: &str, error: kernel::error::Error) {
         if !self.poisoned.xchg(true, Full) {
             pr_err!(
-                "loop{}: {}: {why} failed ({error:?}); read-only until it is attached again\n",
+                "loop{}: {}: {}{why} failed ({error:?}); read-only until it is attached again\n",
                 self.number,
-                self.parser_name()
+                self.parser_name(),
+                self.quoted_name()
             );
         }
     }
@@ -436,6 +442,11 @@ impl Image {
         Ok(())
     }
 
+    /// For the log: which file it is, if that is not the device's own.
+    fn quoted_name(&self) -> Quoted<'_> {
+        Quoted(&self.name)
+    }
+
     /// The last fault that an I/O met.
     pub(crate) fn last_fault(&self) -> Option<Fault> {
         *self.last_fault.lock()
@@ -449,9 +460,10 @@ impl Image {
         *self.last_fault.lock() = Some(*fault);
         if !self.reported.xchg(true, Full) {
             pr_err!(
-                "loop{}: {}: {} at byte {}: I/O error\n",
+                "loop{}: {}: {}{} at byte {}: I/O error\n",
                 self.number,
                 self.parser_name(),
+                self.quoted_name(),
                 fault.what,
                 fault.at
             );
@@ -717,6 +729,18 @@ fn disk(disk: Disk, parts: &Parts) -> Disk {
         features: parts.features(),
         unit: parts.unit(),
         ..disk
+    }
+}
+
+/// A name in a log line, with what separates it from the rest; nothing if it is empty.
+struct Quoted<'a>(&'a [u8]);
+
+impl fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            [] => Ok(()),
+            name => f.write_fmt(fmt!("\"{}\": ", BStr::from_bytes(name))),
+        }
     }
 }
 

@@ -179,7 +179,9 @@ impl Opening<'_> {
     ) -> Result<ImageUser> {
         let wanted = self.wanted(file, &parser);
         let number = self.device.number();
-        let image = Image::new(file, parser, self.choice, attached, others, number)?;
+        // The device has its own file's name.
+        let unnamed = KVec::new();
+        let image = Image::new(file, parser, self.choice, attached, others, number, unnamed)?;
         ImageUser::add(file, image, &wanted)
     }
 

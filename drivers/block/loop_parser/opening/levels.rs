@@ -33,6 +33,7 @@ use crate::{
 use super::{
     extents::List,
     names::{
+        Buffer,
         Names,
         Role, //
     },
@@ -277,8 +278,19 @@ impl<'a> Descent<'a> {
             data,
             parts,
         };
-        let image = Image::new(&file, parser, &choice, attached, others, number)?;
+        let name = base_name(&file)?;
+        let image = Image::new(&file, parser, &choice, attached, others, number, name)?;
         ImageUser::add(&file, image, &wanted)
             .inspect_err(|error| self.opening.log_file(by, role.name(), &file, *error))
     }
+}
+
+/// The last component of a file's path, for the log.
+fn base_name(file: &BackingFile) -> Result<KVec<u8>> {
+    let mut buffer = Buffer::new()?;
+    let path = file.show_path(&mut buffer.bytes).unwrap_or(b"?");
+    let mut name = KVec::new();
+    let last = path.rsplit(|byte| *byte == b'/').next();
+    name.extend_from_slice(last.unwrap_or(path), GFP_KERNEL)?;
+    Ok(name)
 }
