@@ -98,7 +98,9 @@ fn mode_of(how: Discard) -> i32 {
 
 fn fallocate(layer: Layer<'_>, mode: i32, range: Range) -> Result {
     let mode = mode | LP_FALLOC_FL_KEEP_SIZE;
-    layer.data().fallocate(mode, range.pos, range.len)
+    let result = layer.data().fallocate(mode, range.pos, range.len);
+    layer.image.count_write();
+    result
 }
 
 /// Deals with a range of a disk that is put together from others, in whole sectors.
@@ -224,7 +226,9 @@ fn zero(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result {
             let mut allocation = memory.allocation.lock();
             let _gate = layer.image.exclude_direct_writes();
             let scratch = &mut *allocation.scratch;
-            io::fill(layer.data(), range.pos, range.len, 0, scratch)
+            let filled = io::fill(layer.data(), range.pos, range.len, 0, scratch);
+            layer.image.count_write();
+            filled
         }
         result => result,
     }

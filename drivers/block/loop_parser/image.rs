@@ -137,6 +137,9 @@ pub(crate) struct Image {
     epochs: Option<Pin<KBox<Epochs>>>,
     /// How often space was given back.
     reclaimed: Atomic<u32>,
+    /// How often the file was written to, and how much of that was synced as part of another image.
+    writes: Atomic<u64>,
+    synced: Atomic<u64>,
     /// The parser was told that there will be writes.
     has_begun: AtomicFlag,
     /// Direct writes in flight (read side) against table and buffered writes (write side).
@@ -241,6 +244,8 @@ impl Image {
             pool,
             epochs,
             reclaimed: Atomic::new(0),
+            writes: Atomic::new(0),
+            synced: Atomic::new(0),
             // A raw file is as it is.
             has_begun: AtomicFlag::new(is_raw),
             gate <- RwSemaphore::new(),
@@ -430,7 +435,26 @@ impl Image {
 
     fn sync_parts(&self) -> kernel::error::Result {
         let mut written = self.parts.users().filter(|part| part.is_writer());
-        written.try_for_each(|part| part.image().sync(part.file()))
+        written.try_for_each(|part| part.image().sync_written(part.file()))
+    }
+
+    /// Makes what was written durable, if anything was since the last time: a disk can have thousands of
+    /// parts.
+    fn sync_written(&self, file: &BackingFile) -> kernel::error::Result {
+        // Whatever was counted had been written.
+        let writes = self.writes.load(Acquire);
+        if self.synced.load(Acquire) == writes {
+            return Ok(());
+        }
+        self.sync(file)?;
+        // Of two who sync at once, the count of either will do.
+        self.synced.store(writes, Release);
+        Ok(())
+    }
+
+    /// Something was written to the file, or may have been.
+    pub(crate) fn count_write(&self) {
+        self.writes.fetch_add(1, Full);
     }
 
     /// The same, but one sync does for all who are waiting for one to begin.

@@ -195,7 +195,9 @@ impl<'a> Layer<'a> {
     /// Writes guest data at a host offset, apart from direct writes in flight.
     pub(crate) fn write_data(self, offset: u64, bytes: &[u8]) -> Result {
         let _gate = self.image.exclude_direct_writes();
-        retry::data(|| io::write_all(self.data(), offset, bytes)).map_err(store_error)
+        let written = retry::data(|| io::write_all(self.data(), offset, bytes));
+        self.image.count_write();
+        written.map_err(store_error)
     }
 }
 

@@ -350,7 +350,11 @@ fn transfer(request: &LoopRequest, layer: Layer<'_>, offset: u64, count: u32) ->
         Op::Write => layer.image.exclude_direct_writes(),
         _ => None,
     };
-    retry::data(|| request.transfer(layer.data(), offset, count))
+    let moved = retry::data(|| request.transfer(layer.data(), offset, count));
+    if request.op() == Op::Write {
+        layer.image.count_write();
+    }
+    moved
 }
 
 /// Writes to guest range `unit`, which has no place yet, as far as the piece reaches into it. When

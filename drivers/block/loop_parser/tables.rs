@@ -96,7 +96,9 @@ impl<'a> LockedTables<'a> {
         }
         let _gate = self.image.exclude_direct_writes();
         let _sequence = self.image.begin_change();
-        change(self.scratch)
+        let changed = change(self.scratch);
+        self.image.count_write();
+        changed
             .inspect_err(|error| self.image.table_write_failed(*error))
             .map_err(store_error)
     }
@@ -145,7 +147,9 @@ impl TablesMut for LockedTables<'_> {
     fn truncate(&mut self, size: u64) -> Result {
         // Unlike a failed write this leaves nothing in doubt: the space is unused either way.
         let _gate = self.image.exclude_direct_writes();
-        self.file.truncate(size).map_err(store_error)
+        let cut = self.file.truncate(size);
+        self.image.count_write();
+        cut.map_err(store_error)
     }
 
     fn can_grow(&self) -> bool {
