@@ -102,13 +102,32 @@ impl ImageList {
             Use::Write => others.any(|listed| {
                 listed.parents > 0 || listed.owners > 0 || (!is_same(listed) && listed.writers > 0)
             }),
-            Use::Parent => others.any(|listed| listed.writers > 0 || listed.owners > 0),
+            Use::Parent => others.any(|listed| {
+                listed.writers > 0 || (listed.owners > 0 && self.may_be_written(listed.owner))
+            }),
             Use::Data(owner) => others.any(|listed| {
                 listed.writers > 0
                     || listed.parents > 0
-                    || (listed.owners > 0 && listed.owner != owner)
+                    || (listed.owners > 0 && (listed.owner != owner || !is_same(listed)))
             }),
         }
+    }
+
+    /// Whether there are, or are about to be, writers of the images in an inode.
+    fn may_be_written(&self, key: usize) -> bool {
+        let mut images = self.images.iter().filter(|it| it.image.key() == key);
+        let mut is_known = false;
+        let is_written = images.any(|listed| {
+            is_known = true;
+            listed.writers > 0
+        });
+        is_written || !is_known
+    }
+
+    /// Whether an image is a layer of another one.
+    pub(crate) fn is_parent(&self, image: &Arc<Image>) -> bool {
+        let mut images = self.images.iter();
+        images.any(|listed| Arc::ptr_eq(&listed.image, image) && listed.parents > 0)
     }
 
     /// The image, if it is listed.

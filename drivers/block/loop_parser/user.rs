@@ -69,8 +69,18 @@ impl ImageUser {
         // What is dropped has users of its own, who leave the list.
         let unlocked;
         let mut list = IMAGES.lock();
-        let image = match list.find(wanted)? {
-            Some(found) if !found.can_stand_for(&image) => return Err(EBUSY),
+        let found = list.find(wanted)?;
+        {
+            let used = found.as_ref().unwrap_or(&image);
+            // Files with its data, while nobody wrote them, may have become layers of others.
+            let mut data_files = used.data_files();
+            let is_below = |data: &Self| list.is_parent(&data.image);
+            let is_busy = wanted.purpose == Use::Write && data_files.any(is_below);
+            if is_busy || !used.can_stand_for(&image) {
+                return Err(EBUSY);
+            }
+        }
+        let image = match found {
             Some(found) => {
                 unlocked = Some(image);
                 found
