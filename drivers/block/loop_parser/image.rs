@@ -293,6 +293,11 @@ impl Image {
         self.parser.name == parser && self.choice.means_the_same(choice)
     }
 
+    /// What its parser was chosen with.
+    pub(crate) fn choice(&self) -> &Choice {
+        &self.choice
+    }
+
     /// The layers below, nearest first.
     pub(crate) fn parents(&self) -> &[ImageUser] {
         &self.parents

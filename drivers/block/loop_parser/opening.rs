@@ -103,7 +103,7 @@ impl Opening<'_> {
     }
 
     /// Opens the image in `file` as a child of `below`, which the device has now and which is a
-    /// parent already. What refuses it is logged.
+    /// parent already. Returns also what it says of that. What refuses it is logged.
     ///
     /// # Errors
     ///
@@ -113,11 +113,12 @@ impl Opening<'_> {
         file: &Arc<BackingFile>,
         parser: BoundParser,
         below: &ImageUser,
-    ) -> Result<ImageUser> {
+    ) -> Result<(ImageUser, KBox<dyn Parent>)> {
         let name = parser.again()?;
         let mut attached = self.attach(file, &parser)?;
-        let is_child = match attached.parent.take() {
-            Some(parent) => self.is_parent(file, &*parent, below)?,
+        let parent = attached.parent.take();
+        let is_child = match &parent {
+            Some(parent) => self.is_parent(file, &**parent, below)?,
             None => false,
         };
         let image = below.image();
@@ -129,10 +130,11 @@ impl Opening<'_> {
             );
             return Err(EINVAL);
         }
-        if !is_child || attached.disk.size != image.size(below.file()) {
+        let is_as_large = attached.disk.size == image.size(below.file());
+        let Some(parent) = parent.filter(|_| is_child && is_as_large) else {
             self.log(name.name, fmt!("not a child of the device's file"));
             return Err(EINVAL);
-        }
+        };
         let refused = |error| self.refused(name.name, &ImageError::Store(Error::to_errno(error)));
         let parents = below.again().chain();
         let parents = parents.map_err(refused)?;
@@ -150,7 +152,8 @@ impl Opening<'_> {
             parents,
             ..Others::default()
         };
-        self.finish(file, parser, attached, others).map_err(refused)
+        let user = self.finish(file, parser, attached, others);
+        Ok((user.map_err(refused)?, parent))
     }
 
     fn wanted<'b>(&'b self, file: &BackingFile, parser: &BoundParser) -> Wanted<'b> {
@@ -199,7 +202,7 @@ impl Opening<'_> {
             None => select::recognise(below.file(), self.device)
                 .is_ok_and(|parser| parser.display_name() == image.parser_name()),
         };
-        if !is_by || parent.check(image.disk()).is_err() {
+        if !is_by || !self.knows(parent, below)? {
             return Ok(false);
         }
         let Some(folder) = Path::folder_of(child) else {
@@ -221,6 +224,18 @@ impl Opening<'_> {
             }
         }
         Ok(false)
+    }
+
+    /// Whether `parent` says that the image of the device is the right one, as it is now: what it is known
+    /// by can have changed since it was attached.
+    pub(crate) fn knows(&self, parent: &dyn Parent, below: &ImageUser) -> Result<bool> {
+        let image = below.image();
+        if image.is_raw() {
+            return Ok(parent.check(image.disk()).is_ok());
+        }
+        let parser = select::by_name(image.parser_name(), self.device.number())?;
+        let now = image::attach(below.file(), &parser, image.choice(), false);
+        Ok(now.is_ok_and(|now| parent.check(&now.disk).is_ok()))
     }
 
     /// Which files the image may name.

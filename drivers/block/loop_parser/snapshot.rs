@@ -70,7 +70,10 @@ pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> 
         writable: true,
     };
     // Dropped outside the lock, whichever it is in the end: see `change.rs`.
-    let mut other = AttachedFile::new(device, opening.open_child(file, parser, &below)?)?;
+    let (user, parent) = opening.open_child(file, parser, &below)?;
+    let mut other = AttachedFile::new(device, user)?;
+    // Its code is the parser's, which is loaded as long as there is an image: dropped before that.
+    let parent = parent;
     let new = other.user.image().clone();
     // Most of what there is to sync, while the device still works.
     below.image().sync(below.file())?;
@@ -80,18 +83,30 @@ pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> 
         if !Arc::ptr_eq(attached.user.image(), below.image()) {
             return Err(EBUSY);
         }
-        switch(device, &mut config, &mut other)?;
+        switch(device, &mut config, &mut other, || {
+            // The first write since it was attached may just have changed what it is known by.
+            opening.knows(&*parent, &below)
+        })?;
     }
     attributes::replace(device, other.user.image(), &new);
     Ok(())
 }
 
-/// Switches the files: puts the old one into `other`.
-fn switch(device: &Device, config: &mut Config, other: &mut AttachedFile) -> Result {
+/// Switches the files: puts the old one into `other`. `is_parent` is asked when nothing is written to that
+/// any more.
+fn switch(
+    device: &Device,
+    config: &mut Config,
+    other: &mut AttachedFile,
+    is_parent: impl FnOnce() -> Result<bool>,
+) -> Result {
     let disk = device.disk_ref();
     let mut limits = LimitsUpdate::start(disk);
     let frozen = disk.freeze();
     config.bound()?.user.finish()?;
+    if !is_parent()? {
+        return Err(EINVAL);
+    }
     let block_size = limits::logical_block_size(disk);
     geometry::update_limits(config, other, &mut limits, block_size);
     limits.commit()?;
