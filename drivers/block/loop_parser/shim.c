@@ -115,7 +115,12 @@ struct inode *lp_d_inode(const struct dentry *dentry)
 
 int lp_permission(const struct path *path, int mask)
 {
-	return inode_permission(mnt_idmap(path->mnt), d_backing_inode(path->dentry), mask);
+	struct inode *inode = d_backing_inode(path->dentry);
+
+	/* As open() has it: we do not only append. */
+	if (mask & MAY_WRITE && IS_APPEND(inode))
+		return -EPERM;
+	return inode_permission(mnt_idmap(path->mnt), inode, mask);
 }
 
 bool lp_forbids_devices(const struct path *path)
