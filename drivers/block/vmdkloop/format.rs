@@ -4,7 +4,7 @@
 //!
 //! Pure logic: no kernel, no `unsafe`, no allocation, no I/O. The module is compiled into
 //! `vmdkloop.ko` and, for the tests, into a host crate. Whatever comes from an image is checked
-//! where it is used, with checked arithmetic: a bad image is an `Error`, never a panic.
+//! where it is used, with checked arithmetic: a bad image is an [`Error`], never a panic.
 //!
 //! The specification is VMware's "Virtual Disk Format 5.0" (technical note of 2011); section names in
 //! the comments are its own. What it does not describe is named as such.
@@ -21,13 +21,28 @@
 
 mod descriptor;
 mod parent;
+mod probe;
+mod set;
 
 use loop_parser::contract::{
+    AttachRequest,
     Disk,
-    Fault, //
+    Error,
+    Fault,
+    Result,
+    Tables, //
 };
 
+use probe::Magic;
+
 pub use parent::ParentName;
+pub use probe::probe;
+pub use set::{
+    attach as attach_set,
+    ListMap,
+    SetAllocator,
+    SetExtents, //
+};
 
 /// A VMDK file that was attached: everything the driver needs to serve it.
 #[derive(Debug)]
@@ -42,4 +57,33 @@ pub struct Attached<M, A> {
     pub parent: Option<ParentName>,
     /// Something is wrong with the file that does not keep it from being served.
     pub warning: Option<Fault>,
+}
+
+/// What kind of VMDK a file is: who attaches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A descriptor in a file of its own, whose disk is put together from other files: [`attach_set`].
+    Set,
+}
+
+/// Looks what kind of VMDK a file is. Attaching it checks it and learns its layout; neither ever writes.
+///
+/// # Errors
+///
+/// Those of attaching, too:
+///
+/// - [`Error::BadOption`]: there are no options.
+/// - [`Error::Unsupported`]: a VMDK that this parser does not serve; the fault names the reason.
+/// - [`Error::Malformed`]: the image contradicts the specification or itself.
+/// - [`Error::NeedsReadOnly`]: the image can only be read, and a writable device was asked for.
+/// - [`Error::Store`], [`Error::WouldBlock`]: from `tables`.
+pub fn kind(tables: &dyn Tables, request: &AttachRequest<'_>) -> Result<Kind> {
+    if !request.options.is_empty() {
+        return Err(Error::BadOption);
+    }
+    match probe::magic(tables)? {
+        Some(Magic::Text) => Ok(Kind::Set),
+        Some(_) => Err(Error::unsupported("VMDK is of a kind that is not served", 0)),
+        None => Err(Error::malformed("file does not begin as a VMDK", 0)),
+    }
 }

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Recognising a VMDK.
+
+use loop_parser::contract::{
+    Probe,
+    Result,
+    Tables,
+    Verdict, //
+};
+
+/// What a descriptor file begins with, in upper or lower case, apart from blanks: VirtualBox reads it with
+/// some more and some fewer than VMware writes.
+const TEXT: &[u8] = b"#diskdescriptorfile";
+/// Bytes in which that has to be. The driver looks for the same (`signatures.rs` of `loop_parser`).
+const HEAD_LEN: usize = 64;
+
+/// What a file begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Magic {
+    /// A hosted sparse extent ("KDMV"), compressed or not.
+    Sparse,
+    /// A sparse extent of old ESX servers ("COWD").
+    Cowd,
+    /// A space efficient sparse extent of ESXi (`0xcafebabe`, eight bytes).
+    SeSparse,
+    /// A descriptor in a file of its own.
+    Text,
+}
+
+impl Magic {
+    /// `None` if the file is of another format.
+    fn of(head: &[u8]) -> Option<Self> {
+        const BINARY: [(&[u8], Magic); 3] = [
+            (b"KDMV", Magic::Sparse),
+            (b"COWD", Magic::Cowd),
+            (b"\xbe\xba\xfe\xca\0\0\0\0", Magic::SeSparse),
+        ];
+        let binary = BINARY.iter().find(|(magic, _)| head.starts_with(magic));
+        match binary {
+            Some((_, magic)) => Some(*magic),
+            None => is_text(head).then_some(Magic::Text),
+        }
+    }
+}
+
+fn is_text(head: &[u8]) -> bool {
+    let start = head.iter().take(HEAD_LEN).filter(|byte| **byte != b' ');
+    start
+        .take(TEXT.len())
+        .map(u8::to_ascii_lowercase)
+        .eq(TEXT.iter().copied())
+}
+
+/// Answers whether a file is a VMDK.
+pub fn probe(probe: &Probe<'_>) -> Verdict {
+    match Magic::of(probe.head) {
+        Some(_) => Verdict::Mine,
+        None => Verdict::NotMine,
+    }
+}
+
+/// What the file begins with; `None` if it is of another format.
+pub(super) fn magic(tables: &dyn Tables) -> Result<Option<Magic>> {
+    let mut head = [0; HEAD_LEN];
+    let size = usize::try_from(tables.size()?).unwrap_or(usize::MAX);
+    let Some(head) = head.get_mut(..size.min(HEAD_LEN)) else {
+        return Ok(None);
+    };
+    tables.load(0, head)?;
+    Ok(Magic::of(head))
+}
