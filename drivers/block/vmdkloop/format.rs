@@ -20,9 +20,13 @@
 #![forbid(unsafe_code)]
 
 mod descriptor;
+mod grains;
 mod parent;
 mod probe;
+mod read_only;
+mod run;
 mod set;
+mod sparse;
 
 use loop_parser::contract::{
     AttachRequest,
@@ -35,14 +39,17 @@ use loop_parser::contract::{
 
 use probe::Magic;
 
+pub use grains::GrainMap;
 pub use parent::ParentName;
 pub use probe::probe;
+pub use read_only::ReadOnly;
 pub use set::{
     attach as attach_set,
     ListMap,
     SetAllocator,
     SetExtents, //
 };
+pub use sparse::attach as attach_sparse;
 
 /// A VMDK file that was attached: everything the driver needs to serve it.
 #[derive(Debug)]
@@ -62,6 +69,8 @@ pub struct Attached<M, A> {
 /// What kind of VMDK a file is: who attaches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A hosted sparse extent: [`attach_sparse`].
+    Sparse,
     /// A descriptor in a file of its own, whose disk is put together from other files: [`attach_set`].
     Set,
 }
@@ -83,6 +92,7 @@ pub fn kind(tables: &dyn Tables, request: &AttachRequest<'_>) -> Result<Kind> {
     }
     match probe::magic(tables)? {
         Some(Magic::Text) => Ok(Kind::Set),
+        Some(Magic::Sparse) => Ok(Kind::Sparse),
         Some(_) => Err(Error::unsupported("VMDK is of a kind that is not served", 0)),
         None => Err(Error::malformed("file does not begin as a VMDK", 0)),
     }
