@@ -19,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod cowd;
 mod descriptor;
 mod grains;
 mod parent;
@@ -39,6 +40,7 @@ use loop_parser::contract::{
 
 use probe::Magic;
 
+pub use cowd::attach as attach_cowd;
 pub use grains::GrainMap;
 pub use parent::ParentName;
 pub use probe::probe;
@@ -71,6 +73,8 @@ pub struct Attached<M, A> {
 pub enum Kind {
     /// A hosted sparse extent: [`attach_sparse`].
     Sparse,
+    /// A COWD file: [`attach_cowd`].
+    Cowd,
     /// A descriptor in a file of its own, whose disk is put together from other files: [`attach_set`].
     Set,
 }
@@ -93,6 +97,7 @@ pub fn kind(tables: &dyn Tables, request: &AttachRequest<'_>) -> Result<Kind> {
     match probe::magic(tables)? {
         Some(Magic::Text) => Ok(Kind::Set),
         Some(Magic::Sparse) => Ok(Kind::Sparse),
+        Some(Magic::Cowd) => Ok(Kind::Cowd),
         Some(_) => Err(Error::unsupported("VMDK is of a kind that is not served", 0)),
         None => Err(Error::malformed("file does not begin as a VMDK", 0)),
     }
