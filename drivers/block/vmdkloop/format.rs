@@ -41,7 +41,10 @@ use loop_parser::contract::{
 use probe::Magic;
 
 pub use cowd::attach as attach_cowd;
-pub use grains::GrainMap;
+pub use grains::{
+    GrainAllocator,
+    GrainMap, //
+};
 pub use parent::ParentName;
 pub use probe::probe;
 pub use read_only::ReadOnly;

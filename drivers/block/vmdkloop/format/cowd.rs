@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! COWD files ("ESX Server Sparse Extents"), read only: extents of `vmfsSparse` disks, which are
+//! COWD files ("ESX Server Sparse Extents"), read and written: extents of `vmfsSparse` disks, which are
 //! snapshots on ESX servers. There are no redundant tables, and no grains of zeros.
 //!
 //! The file has no descriptor. Alone it is a disk without a parent; only a descriptor says where one is. One
@@ -14,9 +14,11 @@ use loop_parser::contract::{
     Disk,
     Error,
     Fault,
+    HostRange,
     Result,
     State,
     Tables,
+    TablesMut,
     SECTOR_SIZE, //
 };
 
@@ -28,10 +30,11 @@ use super::{
             GRAIN_SECTORS, //
         },
         Capacity,
-        GrainMap, //
+        GrainAllocator,
+        GrainMap,
+        Marker, //
     },
-    Attached,
-    ReadOnly, //
+    Attached, //
 };
 use ondisk::*;
 
@@ -44,7 +47,7 @@ use ondisk::*;
 pub fn attach(
     tables: &dyn Tables,
     request: &AttachRequest<'_>,
-) -> Result<Attached<GrainMap, ReadOnly>> {
+) -> Result<Attached<GrainMap, GrainAllocator>> {
     let has_parent = request.part.is_some_and(|part| part.has_parent);
     let layout = load(tables, has_parent)?;
     if request.part.is_some_and(|part| part.len > layout.size) {
@@ -59,11 +62,16 @@ pub fn attach(
             PARENT_NAME,
         ));
     }
-    if request.writable {
-        let fault = Fault::new("COWD file can only be read", 0);
-        return Err(Error::NeedsReadOnly(fault));
-    }
     let is_unclean = tables.load_le32(UNCLEAN)? != 0;
+    let marker = Marker {
+        unclean: HostRange {
+            offset: UNCLEAN,
+            len: 4,
+        },
+        content: None,
+        random: request.random,
+        is_same,
+    };
     Ok(Attached {
         disk: Disk {
             size: layout.size,
@@ -76,7 +84,7 @@ pub fn attach(
             ..Disk::default()
         },
         map: GrainMap::new(layout, layout.size, Capacity::Short(CAPACITY)),
-        alloc: ReadOnly,
+        alloc: GrainAllocator::new(layout, marker),
         parent: None,
         warning: is_unclean.then_some(Fault::new(grains::UNCLEAN, UNCLEAN)),
     })
@@ -140,4 +148,14 @@ fn load<T: Tables + ?Sized>(tables: &T, has_parent: bool) -> Result<Layout> {
     }
     layout.check(file_size, GD_OFFSET, GD_OFFSET)?;
     Ok(layout)
+}
+
+/// See [`Marker::is_same`].
+fn is_same(tables: &dyn TablesMut, known: &Layout) -> Result<bool> {
+    let now = load(tables, known.has_parent)?;
+    let resized = Layout {
+        size: known.size,
+        ..now
+    };
+    Ok(resized == *known && now.size >= known.size)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Hosted sparse extents ("Hosted Sparse Extents"), read only: a disk in one file, with an
+//! Hosted sparse extents ("Hosted Sparse Extents"), read and written: a disk in one file, with an
 //! embedded descriptor, or a part of a disk that a descriptor lists.
 
 pub(super) mod header;
@@ -14,7 +14,8 @@ use loop_parser::contract::{
     HostRange,
     Result,
     State,
-    Tables, //
+    Tables,
+    TablesMut, //
 };
 
 use super::{
@@ -27,10 +28,11 @@ use super::{
         self,
         layout::Layout,
         Capacity,
-        GrainMap, //
+        GrainAllocator,
+        GrainMap,
+        Marker, //
     },
-    Attached,
-    ReadOnly, //
+    Attached, //
 };
 use header::Header;
 use ondisk::*;
@@ -44,7 +46,7 @@ use ondisk::*;
 pub fn attach(
     tables: &dyn Tables,
     request: &AttachRequest<'_>,
-) -> Result<Attached<GrainMap, ReadOnly>> {
+) -> Result<Attached<GrainMap, GrainAllocator>> {
     let header = header::load(tables, 0)?;
     let text = match request.part {
         // What it says itself does not count.
@@ -61,10 +63,6 @@ pub fn attach(
     if let (Some(fault), true) = (read_only, request.writable) {
         return Err(Error::NeedsReadOnly(fault));
     }
-    if request.writable {
-        let fault = Fault::new("VMDK can only be read", 0);
-        return Err(Error::NeedsReadOnly(fault));
-    }
     put_together(&header, &layout, request, text.as_ref())
 }
 
@@ -75,12 +73,21 @@ fn put_together(
     layout: &Layout,
     request: &AttachRequest<'_>,
     text: Option<&Descriptor>,
-) -> Result<Attached<GrainMap, ReadOnly>> {
+) -> Result<Attached<GrainMap, GrainAllocator>> {
     let size = size(header, request, text)?;
+    let marker = Marker {
+        unclean: HostRange {
+            offset: UNCLEAN,
+            len: 1,
+        },
+        content: text.and_then(|text| text.content),
+        random: request.random,
+        is_same,
+    };
     Ok(Attached {
         disk: disk(header, layout, size, text),
         map: GrainMap::new(*layout, size, Capacity::Long(CAPACITY)),
-        alloc: ReadOnly,
+        alloc: GrainAllocator::new(*layout, marker),
         parent: text.map_or(Ok(None), Descriptor::parent)?,
         warning: header
             .is_unclean
@@ -192,4 +199,15 @@ fn layout(header: &Header, has_parent: bool) -> Result<Layout> {
         has_parent,
         free_at: None,
     })
+}
+
+/// See [`Marker::is_same`].
+fn is_same(tables: &dyn TablesMut, known: &Layout) -> Result<bool> {
+    let header = header::load(tables, 0)?;
+    let now = layout(&header, known.has_parent)?;
+    let resized = Layout {
+        size: known.size,
+        ..now
+    };
+    Ok(resized == *known && now.size >= known.size)
 }

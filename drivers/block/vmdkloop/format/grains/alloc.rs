@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Making room for guest writes, and giving it back.
+//!
+//! Nothing says what is free: space is appended to the file. "X before Y" below means that X was synced
+//! before Y was stored.
+//!
+//! - The mark that the file is open comes before the first change of anything else; what it was opened
+//!   for comes before the mark is taken away.
+//! - A regular file is extended by a *reserve*, behind everything that an entry points to. It was never
+//!   written and reads as zero, and its size is durable before anything of it is handed out. So the
+//!   pointer to a new table can be stored at once, and that to a grain that read as zero before, too:
+//!   losing what is in it brings back zeros.
+//! - What a grain's bytes were, the parent's, is in its new place before the pointer to that.
+//! - A block device does not grow, and its free space holds old bytes. So does space that comes back
+//!   because a write to it failed. Both are zeroed before they are handed out.
+//! - The redundant entry follows the primary one at once: they may differ after a power failure, and
+//!   the primary one counts. The redundant set is made equal
+//!   table by table, when one is touched.
+//!
+//! State is a handful of cursors ([`Space`]), set after a look at all the entries: one that points past
+//! the end of the file would become valid by its growth.
+
+mod pair;
+mod space;
+
+use loop_parser::contract::{
+    num::{
+        NO_ROOM,
+        OUTSIDE,
+        TOO_LARGE, //
+    },
+    Allocate,
+    Discard,
+    Discarded,
+    Error,
+    HostRange,
+    Range,
+    Reservation,
+    Reserved,
+    Result,
+    TablesMut,
+    Unlinked, //
+};
+
+use super::{
+    layout::{
+        Entry,
+        Layout,
+        Mapping, //
+    },
+    marker::Marker, //
+};
+use space::Space;
+
+/// Makes room for writes to grains that have no place of their own.
+#[derive(Debug)]
+pub struct GrainAllocator {
+    layout: Layout,
+    marker: Marker,
+    /// The mark is there, and it is ours.
+    is_marked: bool,
+    /// Number of a table of which the redundant copy is known to be equal.
+    equal: Option<u64>,
+    /// End of the highest grain that was given back, or handed out by cursors that were forgotten. Up to
+    /// here nothing is free.
+    floor: u64,
+    /// Learned at the first allocation.
+    space: Option<Space>,
+    /// Why it could not be learned, of a file of this size: the look at all entries takes long, and has
+    /// the same outcome.
+    refused: Option<(u64, Error)>,
+}
+
+impl GrainAllocator {
+    pub(in super::super) fn new(layout: Layout, marker: Marker) -> Self {
+        Self {
+            layout,
+            marker,
+            is_marked: false,
+            equal: None,
+            floor: 0,
+            space: None,
+            refused: None,
+        }
+    }
+
+    /// The cursors, for a file as it is now.
+    fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
+        let file_size = tables.size()?;
+        if let Some((_, error)) = self.refused.filter(|(size, _)| *size == file_size) {
+            return Err(error);
+        }
+        Space::look(&mut self.space, tables, &self.layout, &mut self.floor).inspect_err(|error| {
+            if let Error::Malformed(_) | Error::Unsupported(_) = error {
+                self.refused = Some((file_size, *error));
+            }
+        })
+    }
+
+    /// If storing an entry failed, nothing is known of its copy.
+    fn doubt(&mut self, stored: Result) -> Result {
+        stored.inspect_err(|_| self.equal = None)
+    }
+
+    /// What the tables say of the grain at guest position `pos`. It gets tables if it has none.
+    fn mapping(&mut self, tables: &mut dyn TablesMut, pos: u64) -> Result<(Mapping, u64)> {
+        let layout = self.layout;
+        let index = layout.table_of(pos)?;
+        let pair = match self.pair(tables, index)? {
+            Some(pair) => pair,
+            None => self.add_tables(tables, index)?,
+        };
+        let at = layout.entry_at(pair.primary, pos)?;
+        let entry = Entry(tables.load_le32(at)?);
+        Ok((layout.decode(entry, tables.size()?, at)?, at))
+    }
+}
+
+impl Allocate for GrainAllocator {
+    /// Marks the file as open.
+    fn begin(&mut self, tables: &mut dyn TablesMut) -> Result {
+        self.marker.check_unchanged(tables, &self.layout)?;
+        let is_set = self.marker.is_set(tables)?;
+        if self.is_marked && is_set {
+            return Ok(());
+        }
+        self.is_marked = false;
+        self.equal = None;
+        self.refused = None;
+        self.marker.set(tables)?;
+        tables.sync()?;
+        self.is_marked = true;
+        Ok(())
+    }
+
+    /// Room is made for the whole grain of `pos`.
+    fn reserve(&mut self, tables: &mut dyn TablesMut, pos: u64, _len: u64) -> Result<Reserved> {
+        let (mapping, at) = self.mapping(tables, pos)?;
+        let layout = self.layout;
+        if let Mapping::Data(grain) = mapping {
+            // The end of the file may have cut it; it must not any more.
+            let end = grain.saturating_add(layout.within(pos));
+            return match end < tables.size()? {
+                true => Ok(Reserved::Ready),
+                false => Err(Error::malformed(
+                    "VMDK table entry points past the end of the file",
+                    at,
+                )),
+            };
+        }
+        let offset = self.space(tables)?.take(tables, &layout, layout.grain)?;
+        let has_content = mapping == Mapping::Unallocated && layout.has_parent;
+        Ok(Reserved::Space(Reservation {
+            pos: layout.grain_start(pos),
+            len: layout.grain,
+            offset,
+            granule: match has_content {
+                true => layout.grain,
+                false => 0,
+            },
+            sync_before_publish: has_content || !tables.can_grow(),
+        }))
+    }
+
+    fn publish(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        space: &Reservation,
+        _written: Range,
+    ) -> Result<Option<Unlinked>> {
+        let layout = self.layout;
+        // The file belongs to its owner, who may have changed it in the meantime.
+        let index = layout.table_of(space.pos)?;
+        let pair = self.pair(tables, index)?.ok_or(OUTSIDE)?;
+        let slot = pair.slot(&layout, space.pos)?;
+        let old = Entry(tables.load_le32(slot.primary)?);
+        let file_size = tables.size()?;
+        if let Mapping::Data(_) = layout.decode(old, file_size, slot.primary)? {
+            let what = "VMDK table entry changed under us";
+            return Err(Error::malformed(what, slot.primary));
+        }
+        let new = Entry::for_offset(space.offset).ok_or(TOO_LARGE)?;
+        match layout.decode(new, file_size, slot.primary)? {
+            Mapping::Data(_) => {
+                let stored = slot.point(tables, self.space.as_mut(), old, new);
+                self.doubt(stored)?;
+                Ok(None)
+            }
+            _ => Err(NO_ROOM),
+        }
+    }
+
+    fn release(&mut self, space: &Reservation) {
+        if let Some(known) = &mut self.space {
+            known.release(space.offset, space.len);
+        }
+    }
+
+    fn discard(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        range: Range,
+        size: u64,
+        how: Discard,
+    ) -> Result<Discarded> {
+        // The device has no discard.
+        let _ = (tables, range, size, how);
+        Err(OUTSIDE)
+    }
+
+    /// A grain that was given back is all a hole. Its place is not used again.
+    fn reclaim(
+        &mut self,
+        _tables: &mut dyn TablesMut,
+        space: Unlinked,
+    ) -> Result<Option<HostRange>> {
+        let Unlinked { offset, len } = space;
+        Ok(Some(HostRange { offset, len }))
+    }
+
+    /// A file that somebody else has written to is left as it is.
+    fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
+        if self.is_marked || self.space.is_some() {
+            let checked = self.marker.check_unchanged(tables, &self.layout);
+            if let Err(error @ Error::NeedsReadOnly(_)) = checked {
+                self.is_marked = false;
+                self.space = None;
+                return Err(error);
+            }
+            checked?;
+        }
+        if let Some(space) = self.space.take() {
+            space.trim(tables, &self.layout)?;
+        }
+        if self.is_marked {
+            tables.sync()?;
+            self.marker.clear(tables)?;
+            tables.sync()?;
+            self.is_marked = false;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a header says while a file is open for writing.
+
+use loop_parser::contract::{
+    Error,
+    Fault,
+    HostRange,
+    Result,
+    TablesMut, //
+};
+
+use super::{
+    super::descriptor::ContentId,
+    layout::Layout, //
+};
+
+/// Marks a file as open for writing, and as changed.
+#[derive(Debug)]
+pub(in super::super) struct Marker {
+    /// Where the header says that it is open: a number of at most four bytes, 0 if it is not.
+    pub(in super::super) unclean: HostRange,
+    /// The CID, if it is for this file to change.
+    pub(in super::super) content: Option<ContentId>,
+    /// Makes the next CID another one.
+    pub(in super::super) random: u32,
+    /// Whether the header of a file still says what a layout does. The size of the disk can have become
+    /// another.
+    pub(in super::super) is_same: fn(&dyn TablesMut, &Layout) -> Result<bool>,
+}
+
+impl Marker {
+    /// Checks that the header says what `layout` does.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NeedsReadOnly`] if not, or if it is no good header any more: somebody else has written
+    /// to the file.
+    // Not inlined, for the stack.
+    #[inline(never)]
+    pub(super) fn check_unchanged(&self, tables: &dyn TablesMut, layout: &Layout) -> Result {
+        match (self.is_same)(tables, layout) {
+            Ok(true) => Ok(()),
+            Err(error @ Error::Store(_)) => Err(error),
+            _ => Err(Error::NeedsReadOnly(Fault::new(
+                "VMDK header was changed by somebody else after it was attached",
+                0,
+            ))),
+        }
+    }
+
+    /// Whether the file is marked as open.
+    pub(super) fn is_set(&self, tables: &dyn TablesMut) -> Result<bool> {
+        let mut bytes = [0; 4];
+        tables.load(self.unclean.offset, self.field(&mut bytes))?;
+        Ok(bytes != [0; 4])
+    }
+
+    /// Marks it as open, and gives it a new CID. To be synced.
+    pub(super) fn set(&mut self, tables: &mut dyn TablesMut) -> Result {
+        // First what can be refused: nobody would take the mark away again.
+        if let Some(content) = &mut self.content {
+            content.change(tables, self.random)?;
+        }
+        self.store(tables, 1)
+    }
+
+    /// Marks it as closed.
+    pub(super) fn clear(&self, tables: &mut dyn TablesMut) -> Result {
+        self.store(tables, 0)
+    }
+
+    fn store(&self, tables: &mut dyn TablesMut, value: u32) -> Result {
+        let mut bytes = value.to_le_bytes();
+        tables.store(self.unclean.offset, self.field(&mut bytes))
+    }
+
+    fn field<'a>(&self, bytes: &'a mut [u8; 4]) -> &'a mut [u8] {
+        let len = usize::try_from(self.unclean.len).unwrap_or(0);
+        bytes.get_mut(..len).unwrap_or_default()
+    }
+}
