@@ -14,6 +14,7 @@ use loop_parser::contract::{
     Disk,
     Error,
     Fault,
+    Features,
     HostRange,
     Result,
     State,
@@ -72,6 +73,7 @@ pub fn attach(
         random: request.random,
         is_same,
     };
+    let has_discard = layout.has_discard();
     Ok(Attached {
         disk: Disk {
             size: layout.size,
@@ -80,6 +82,11 @@ pub fn attach(
             state: match is_unclean {
                 true => State::Dirty,
                 false => State::Clean,
+            },
+            features: Features {
+                discard: has_discard,
+                write_zeroes: has_discard,
+                reuses_space: false,
             },
             ..Disk::default()
         },

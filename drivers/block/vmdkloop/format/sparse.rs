@@ -11,6 +11,7 @@ use loop_parser::contract::{
     Disk,
     Error,
     Fault,
+    Features,
     HostRange,
     Result,
     State,
@@ -97,6 +98,7 @@ fn put_together(
 
 /// What the device looks like.
 fn disk(header: &Header, layout: &Layout, size: u64, text: Option<&Descriptor>) -> Disk {
+    let has_discard = layout.has_discard();
     Disk {
         size,
         variant: text.map_or("sparse", |text| text.create_type.name()),
@@ -105,6 +107,11 @@ fn disk(header: &Header, layout: &Layout, size: u64, text: Option<&Descriptor>) 
         state: match header.is_unclean {
             true => State::Dirty,
             false => State::Clean,
+        },
+        features: Features {
+            discard: has_discard,
+            write_zeroes: has_discard,
+            reuses_space: false,
         },
         ..Disk::default()
     }

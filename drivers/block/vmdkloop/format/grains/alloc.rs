@@ -17,10 +17,13 @@
 //! - The redundant entry follows the primary one at once: they may differ after a power failure, and
 //!   the primary one counts. The redundant set is made equal
 //!   table by table, when one is touched.
+//! - A grain that is given back loses its entries; that is durable before the driver punches it. Its
+//!   place is not used again, as requests may still be on their way to it: it stays a hole.
 //!
 //! State is a handful of cursors ([`Space`]), set after a look at all the entries: one that points past
 //! the end of the file would become valid by its growth.
 
+mod discard;
 mod pair;
 mod space;
 
@@ -204,9 +207,7 @@ impl Allocate for GrainAllocator {
         size: u64,
         how: Discard,
     ) -> Result<Discarded> {
-        // The device has no discard.
-        let _ = (tables, range, size, how);
-        Err(OUTSIDE)
+        self.discard_start(tables, range, size, how)
     }
 
     /// A grain that was given back is all a hole. Its place is not used again.
