@@ -58,8 +58,8 @@ pub fn attach(
         (Some(part), _) => part.has_parent,
         (None, text) => text.is_some_and(|text| text.parent_cid.is_some()),
     };
-    let layout = layout(&header, has_parent)?;
-    layout.check(tables.size()?, GD_OFFSET, RGD_OFFSET)?;
+    let mut layout = layout(&header, has_parent)?;
+    check(&mut layout, tables.size()?, request.writable)?;
     let read_only = read_only(&header, text.as_ref());
     if let (Some(fault), true) = (read_only, request.writable) {
         return Err(Error::NeedsReadOnly(fault));
@@ -94,6 +94,30 @@ fn put_together(
             .is_unclean
             .then_some(Fault::new(grains::UNCLEAN, UNCLEAN)),
     })
+}
+
+/// Checks where the directories lie. Only the one that counts is needed to read: without `writable`, a
+/// layout whose other one is wrong loses that.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] at the field of that one; [`Error::NeedsReadOnly`] at that of the redundant one, if
+/// `writable`.
+#[inline(never)]
+fn check(layout: &mut Layout, file_size: u64, writable: bool) -> Result {
+    let alone = Layout {
+        redundant: None,
+        ..*layout
+    };
+    alone.check(file_size, GD_OFFSET, RGD_OFFSET)?;
+    match layout.check(file_size, GD_OFFSET, RGD_OFFSET) {
+        Err(Error::Malformed(fault)) if writable => Err(Error::NeedsReadOnly(fault)),
+        Err(Error::Malformed(_)) => {
+            layout.redundant = None;
+            Ok(())
+        }
+        result => result,
+    }
 }
 
 /// What the device looks like.

@@ -15,7 +15,7 @@
 //! - A block device does not grow, and its free space holds old bytes. So does space that comes back
 //!   because a write to it failed. Both are zeroed before they are handed out.
 //! - The redundant entry follows the primary one at once: they may differ after a power failure, and
-//!   the primary one counts. The redundant set is made equal
+//!   the primary one counts. The redundant set is made equal when a file is found marked as open, else
 //!   table by table, when one is touched.
 //! - A grain that is given back loses its entries; that is durable before the driver punches it. Its
 //!   place is not used again, as requests may still be on their way to it: it stays a hole.
@@ -23,8 +23,10 @@
 //! State is a handful of cursors ([`Space`]), set after a look at all the entries: one that points past
 //! the end of the file would become valid by its growth.
 
+mod copy;
 mod discard;
 mod pair;
+mod repair;
 mod space;
 
 use loop_parser::contract::{
@@ -73,6 +75,8 @@ pub struct GrainAllocator {
     /// Why it could not be learned, of a file of this size: the look at all entries takes long, and has
     /// the same outcome.
     refused: Option<(u64, Error)>,
+    /// Number of a table the redundant copy of which must not be overwritten, and why.
+    bad_copy: Option<(u64, Error)>,
 }
 
 impl GrainAllocator {
@@ -85,6 +89,7 @@ impl GrainAllocator {
             floor: 0,
             space: None,
             refused: None,
+            bad_copy: None,
         }
     }
 
@@ -121,7 +126,8 @@ impl GrainAllocator {
 }
 
 impl Allocate for GrainAllocator {
-    /// Marks the file as open.
+    /// Marks the file as open. The redundant tables of one that was found so are repaired: its writer
+    /// may have been interrupted between an entry and its copy.
     fn begin(&mut self, tables: &mut dyn TablesMut) -> Result {
         self.marker.check_unchanged(tables, &self.layout)?;
         let is_set = self.marker.is_set(tables)?;
@@ -131,6 +137,10 @@ impl Allocate for GrainAllocator {
         self.is_marked = false;
         self.equal = None;
         self.refused = None;
+        self.bad_copy = None;
+        if is_set {
+            self.repair(tables)?;
+        }
         self.marker.set(tables)?;
         tables.sync()?;
         self.is_marked = true;

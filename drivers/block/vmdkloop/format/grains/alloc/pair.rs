@@ -7,6 +7,7 @@ use loop_parser::contract::{
         add,
         align_up,
         Region,
+        OUTSIDE,
         TOO_LARGE, //
     },
     Error,
@@ -20,7 +21,11 @@ use super::{
         Entry,
         Layout, //
     },
-    space::Space,
+    copy,
+    space::{
+        Space,
+        MAX_LOADS, //
+    },
     GrainAllocator, //
 };
 
@@ -109,9 +114,19 @@ impl Slot {
 
 impl GrainAllocator {
     /// The tables with number `index`; `None` if there are none. They are made equal unless that is known.
+    pub(super) fn pair(&mut self, tables: &mut dyn TablesMut, index: u64) -> Result<Option<Pair>> {
+        self.pair_within(tables, index, &mut { MAX_LOADS })
+    }
+
+    /// The same, with so many loads left for a look at what may be overwritten.
     // Not inlined, for the stack.
     #[inline(never)]
-    pub(super) fn pair(&mut self, tables: &mut dyn TablesMut, index: u64) -> Result<Option<Pair>> {
+    pub(super) fn pair_within(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        index: u64,
+        left: &mut u64,
+    ) -> Result<Option<Pair>> {
         let layout = self.layout;
         let Some(primary) = layout.table(tables, layout.directory, index)? else {
             return Ok(None);
@@ -121,10 +136,39 @@ impl GrainAllocator {
             None => None,
         };
         if let Some(redundant) = redundant.filter(|_| self.equal != Some(index)) {
-            make_equal(tables, primary, redundant, layout.table_len())?;
+            self.repair_copy(tables, index, primary, redundant, left)?;
             self.equal = Some(index);
         }
         Ok(Some(Pair { primary, redundant }))
+    }
+
+    /// Makes the copy of table `index` equal to it, if nothing else is where the copy is.
+    #[inline(never)]
+    fn repair_copy(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        index: u64,
+        primary: u64,
+        redundant: u64,
+        left: &mut u64,
+    ) -> Result {
+        let layout = self.layout;
+        let len = layout.table_len();
+        if is_equal(tables, primary, redundant, len)? {
+            return Ok(());
+        }
+        if let Some((_, error)) = self.bad_copy.filter(|(bad, _)| *bad == index) {
+            return Err(error);
+        }
+        let directory = layout.redundant.ok_or(OUTSIDE)?;
+        let at = layout.directory_entry_at(directory, index)?;
+        let region = Region::new(redundant, len, at)?;
+        copy::check(tables, &layout, region, at, left).inspect_err(|error| {
+            if let Error::Malformed(_) | Error::Unsupported(_) = error {
+                self.bad_copy = Some((index, *error));
+            }
+        })?;
+        make_equal(tables, primary, redundant, len)
     }
 
     /// The copy of table `index`, in a directory of copies. It is made if there is none. `None`: the
@@ -226,6 +270,26 @@ fn enter(tables: &mut dyn TablesMut, space: &mut Space, slot: Slot, pair: Pair) 
         let _ = tables.store(slot.primary, &Entry::NONE.0.to_le_bytes());
     }
     stored
+}
+
+/// Whether `len` bytes at two host offsets are equal.
+#[inline(never)]
+fn is_equal(tables: &dyn TablesMut, one: u64, other: u64, len: u64) -> Result<bool> {
+    let mut left = [0; WINDOW];
+    let mut right = [0; WINDOW];
+    let mut done = 0;
+    while done < len {
+        let step = usize::try_from(len.saturating_sub(done)).unwrap_or(WINDOW);
+        let left = left.get_mut(..step.min(WINDOW)).unwrap_or_default();
+        let right = right.get_mut(..step.min(WINDOW)).unwrap_or_default();
+        tables.load(add(one, done, one)?, left)?;
+        tables.load(add(other, done, other)?, right)?;
+        if left != right {
+            return Ok(false);
+        }
+        done = done.saturating_add(step.min(WINDOW) as u64);
+    }
+    Ok(true)
 }
 
 /// Makes `len` bytes at host offset `to` equal to those at `from`. What is equal is not stored.
