@@ -28,6 +28,7 @@ mod read_only;
 mod run;
 mod set;
 mod sparse;
+mod stream;
 
 use loop_parser::contract::{
     AttachRequest,
@@ -55,6 +56,10 @@ pub use set::{
     SetExtents, //
 };
 pub use sparse::attach as attach_sparse;
+pub use stream::{
+    attach as attach_stream,
+    StreamMap, //
+};
 
 /// A VMDK file that was attached: everything the driver needs to serve it.
 #[derive(Debug)]
@@ -78,6 +83,8 @@ pub enum Kind {
     Sparse,
     /// A COWD file: [`attach_cowd`].
     Cowd,
+    /// A stream: [`attach_stream`].
+    Stream,
     /// A descriptor in a file of its own, whose disk is put together from other files: [`attach_set`].
     Set,
 }
@@ -99,6 +106,7 @@ pub fn kind(tables: &dyn Tables, request: &AttachRequest<'_>) -> Result<Kind> {
     }
     match probe::magic(tables)? {
         Some(Magic::Text) => Ok(Kind::Set),
+        Some(Magic::Sparse) if stream::is_stream(tables)? => Ok(Kind::Stream),
         Some(Magic::Sparse) => Ok(Kind::Sparse),
         Some(Magic::Cowd) => Ok(Kind::Cowd),
         Some(_) => Err(Error::unsupported("VMDK is of a kind that is not served", 0)),
