@@ -26,6 +26,7 @@ mod parent;
 mod probe;
 mod read_only;
 mod run;
+mod sesparse;
 mod set;
 mod sparse;
 mod stream;
@@ -49,6 +50,10 @@ pub use grains::{
 pub use parent::ParentName;
 pub use probe::probe;
 pub use read_only::ReadOnly;
+pub use sesparse::{
+    attach as attach_sesparse,
+    SeSparseMap, //
+};
 pub use set::{
     attach as attach_set,
     ListMap,
@@ -85,6 +90,8 @@ pub enum Kind {
     Cowd,
     /// A stream: [`attach_stream`].
     Stream,
+    /// A space-efficient sparse extent of ESX: [`attach_sesparse`].
+    SeSparse,
     /// A descriptor in a file of its own, whose disk is put together from other files: [`attach_set`].
     Set,
 }
@@ -109,7 +116,7 @@ pub fn kind(tables: &dyn Tables, request: &AttachRequest<'_>) -> Result<Kind> {
         Some(Magic::Sparse) if stream::is_stream(tables)? => Ok(Kind::Stream),
         Some(Magic::Sparse) => Ok(Kind::Sparse),
         Some(Magic::Cowd) => Ok(Kind::Cowd),
-        Some(_) => Err(Error::unsupported("VMDK is of a kind that is not served", 0)),
+        Some(Magic::SeSparse) => Ok(Kind::SeSparse),
         None => Err(Error::malformed("file does not begin as a VMDK", 0)),
     }
 }
