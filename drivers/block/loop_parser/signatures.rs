@@ -81,10 +81,17 @@ fn is_qcow(probe: &Probe<'_>, version: fn(u32) -> bool) -> bool {
 /// Hosted sparse, COWD, seSparse, or a descriptor file.
 fn is_vmdk(probe: &Probe<'_>) -> bool {
     const BINARY: [&[u8]; 3] = [b"KDMV", b"COWD", b"\xbe\xba\xfe\xca\0\0\0\0"];
-    const TEXT: &[u8] = b"# Disk DescriptorFile";
-    BINARY.iter().any(|magic| probe.head.starts_with(magic))
-        || probe
-            .head
-            .get(..TEXT.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(TEXT))
+    BINARY.iter().any(|magic| probe.head.starts_with(magic)) || is_vmdk_text(probe.head)
 }
+
+/// Whatever the case, and wherever blanks are: as the parser's probe.
+fn is_vmdk_text(head: &[u8]) -> bool {
+    let start = head.iter().take(64).filter(|byte| **byte != b' ');
+    start
+        .take(VMDK_TEXT.len())
+        .map(u8::to_ascii_lowercase)
+        .eq(VMDK_TEXT.iter().copied())
+}
+
+/// What a descriptor begins with, without the blanks.
+const VMDK_TEXT: &[u8] = b"#diskdescriptorfile";
