@@ -179,6 +179,12 @@ impl Device {
         Ok(())
     }
 
+    /// Tells the parser once more before the next write, as a driver does when one of several writers has
+    /// gone.
+    pub fn begin_again(&mut self) {
+        self.has_begun = false;
+    }
+
     /// Takes the first steps of a guest write, up to where its place is reserved.
     pub fn begin(&mut self, pos: u64, data: &[u8]) -> Result<Begun> {
         self.begin_writing()?;
