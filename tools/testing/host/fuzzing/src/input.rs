@@ -32,8 +32,8 @@ pub const FIX_CHECKSUMS: u8 = 2;
 /// An input that was taken apart.
 #[derive(Clone, Debug)]
 pub struct Input {
-    /// Bits of [`ON_DEVICE`] and [`FIX_CHECKSUMS`]; the high four say how much free space a block
-    /// device has.
+    /// Bits of [`ON_DEVICE`] and [`FIX_CHECKSUMS`], and two for a format to give a meaning to; the high
+    /// four say how much free space a block device has.
     pub options: u8,
     /// What the guest does.
     pub steps: Vec<Step>,

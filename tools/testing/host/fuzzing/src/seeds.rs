@@ -3,6 +3,8 @@
 //! What the fuzzers begin with: small images of every shape, sound and malformed, from the builders
 //! of the tests and from `qemu-img`. Nothing of it is stored.
 
+mod vmdk;
+
 use crate::{
     compressed,
     input::{Input, Step, FIX_CHECKSUMS, ON_DEVICE},
@@ -26,6 +28,10 @@ pub fn of(target: &str) -> Vec<Vec<u8>> {
         "qcow2_map" | "qcow2_write" => with_scripts(version_2()),
         "qcow2_compressed" => compressed_clusters(),
         "vhd" => with_scripts(vhd()),
+        "vmdk_descriptor" => vmdk::descriptors(),
+        "vmdk_header" => vmdk::headers(),
+        "vmdk_map" => vmdk::images(),
+        "vmdk_compressed" => vmdk::grains(),
         _ => panic!("no target {target}"),
     };
     seeds.retain(|seed| seed.len() <= MAX_LEN);
