@@ -4,7 +4,7 @@
 
 import os
 
-from lib import blockio, cgroup, images, loopdev, memory, system, vhd
+from lib import blockio, cgroup, images, loopdev, memory, modules, system, vhd
 from lib.ktap import Failure, Suite, ensure, equal
 from lib.system import run
 
@@ -87,6 +87,7 @@ def new_blocks(t):
 def refused_attach(t):
     path = vhd.Dynamic(8 * MIB, header={"block_size": 0, "max_entries": 4}).write(t.path("a.vhd"))
     foreign = images.create(t.path("b"), MIB, "vmdk")
+    t.stack.enter_context(modules.hidden("vmdkloop"))
     t.allow_log(r"loop\d+: refused: .*")
     t.allow_log(r".*kmsg.*|.*printk.*|.*callbacks suppressed")
 

@@ -9,7 +9,7 @@ KNOB = "/sys/kernel/debug/kmemleak"
 # Younger objects are not reported: their address may be in a register only.
 AGE = 6
 # Functions of the driver; or ones that have no name any more, as their module is gone.
-OURS = re.compile(r"\[(loop_parser|loop_images|qcowloop|vhdloop)\]|\] 0xffffffff", re.I)
+OURS = re.compile(r"\[(loop_parser|loop_images|qcowloop|vhdloop|vmdkloop)\]|\] 0xffffffff", re.I)
 
 
 def command(text):

@@ -15,9 +15,10 @@ ALWAYS_FINE = [
     r"loop: module loaded",
     r"loop\d+: vhd (dynamic|fixed|differencing) image, \d+ bytes, (read-only|read-write)",
     r"loop\d+: (qcow v1|qcow2 v[23]) image, \d+ bytes, (read-only|read-write)",
+    r"loop\d+: vmdk \w+( \w+)? image, \d+ bytes, (read-only|read-write)",
     r"EXT4-fs \((loop|ram)\d+(p\d+)?\): (un)?mount(ed|ing) filesystem .*",
-    r"(loop|loop_parser|qcowloop|vhdloop): loading out-of-tree module taints kernel\.",
-    r"(loop|loop_parser|qcowloop|vhdloop): module verification failed: .*",
+    r"(loop|loop_parser|qcowloop|vhdloop|vmdkloop): loading out-of-tree module taints kernel\.",
+    r"(loop|loop_parser|qcowloop|vhdloop|vmdkloop): module verification failed: .*",
     r"brd: module (un)?loaded",
     # Programs that look at all block devices open nodes whose device has just gone.
     r"block device autoloading is deprecated and will be removed\.",

@@ -10,10 +10,11 @@ import re
 from lib import images, loopdev, modules, system, uevents
 from lib.ktap import ensure, equal, fails_with
 
-# What a line of the sysfs file has, in this order; the path of a data file may follow.
+# What a line of the sysfs file has, in this order; the path of a data file, or how many extents there
+# are, may follow.
 KEYS = ["layer", "parser", "variant", "creator", "block_size", "size", "allocated", "state",
         "error", "path"]
-MODULES = ("loop", "qcowloop", "vhdloop", "loop_parser")
+MODULES = ("loop", "qcowloop", "vhdloop", "vmdkloop", "loop_parser")
 
 
 def allow_parents(t, value):
@@ -58,9 +59,12 @@ class Layer:
     def __init__(self, line):
         self.fields = dict(word.split("=", 1) for word in line.split(" "))
         data = self.fields.pop("data", None)
+        extents = self.fields.pop("extents", None)
         equal(list(self.fields), KEYS, f"keys of {line!r}")
         if data is not None:
             self.fields["data"] = unescaped(data)
+        if extents is not None:
+            self.fields["extents"] = extents
         self.shown_path = self.fields.pop("path")
         self.path = unescaped(self.shown_path)
 

@@ -10,7 +10,7 @@ from lib import loopdev, system
 FINIT_MODULE = 313
 DELETE_MODULE = 176
 COMPRESSED_FILE = 4
-PARSERS = ("qcowloop", "vhdloop")
+PARSERS = ("qcowloop", "vhdloop", "vmdkloop")
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -56,6 +56,21 @@ def parsers_unloaded():
         detach_all()
         system.unload_loop()
         system.load_loop(driver)
+
+
+@contextlib.contextmanager
+def hidden(name):
+    """A module that cannot be loaded for a while, as if it were not installed."""
+    path = f"/run/modprobe.d/hidden-{name}.conf"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w", encoding="ascii") as file:
+        file.write(f"install {name} /bin/false\n")
+    try:
+        if system.loaded(name):
+            delete(name)
+        yield
+    finally:
+        os.unlink(path)
 
 
 def detach_all():

@@ -127,7 +127,7 @@ def module_file(folder, name):
 
 def unload_loop():
     """Unloads the loop driver, whichever it is, its parsers, and what they are based on."""
-    for module in ("loop_images", "loop", "qcowloop", "vhdloop", "loop_parser"):
+    for module in ("loop_images", "loop", "qcowloop", "vhdloop", "vmdkloop", "loop_parser"):
         if loaded(module):
             run("rmmod", module)
 
