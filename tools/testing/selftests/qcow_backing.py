@@ -96,10 +96,17 @@ def format_that_is_stated_is_believed(t):
     same_bytes(images.whole(t.attach(overlay(t, "base.raw", "raw"))), content, "device")
 
 
-@suite.cases(qcow="qcow", qcow2="qcow2", vpc="vpc")
-def formats_below(t, fmt):
+SUBFORMATS = {
+    "sparse": "monolithicSparse", "flat": "monolithicFlat", "split": "twoGbMaxExtentSparse",
+    "split_flat": "twoGbMaxExtentFlat", "stream": "streamOptimized"}
+
+
+@suite.cases(qcow=("qcow", ""), qcow2=("qcow2", ""), vpc=("vpc", "force_size=on"), **{
+    f"vmdk_{name}": ("vmdk", f"subformat={subformat}") for name, subformat in SUBFORMATS.items()})
+def formats_below(t, case):
+    fmt, option = case
     data = raw_base(t)
-    options = ["-o", "force_size=on"] if fmt == "vpc" else []
+    options = ["-o", option] if option else []
     run("qemu-img", "convert", "-O", fmt, *options, t.path("base.raw"), t.path("base.img"))
     before = images.Unchanged(t.path("base.img"))
     layers.allow_parents(t, "beneath")

@@ -19,7 +19,7 @@ from lib.model import hammer, shared_memory
 from lib.qcow import KIB, MIB, Shape
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = [f"{HERE}/../../../drivers/block/{name}/**/*.rs" for name in ("loop_parser", "qcowloop")]
+SOURCES = [f"{HERE}/../../../drivers/block/{name}/**/*.rs" for name in ("loop_parser", "qcowloop", "vmdkloop")]
 LONG = os.environ.get("LP_LONG") == "1"
 # How many parts the shapes are divided into; each has one of every family below.
 PARTS = 6
@@ -49,7 +49,7 @@ def subclusters():
 
 def backed():
     """Files below, of all formats and sizes."""
-    for version, base in itertools.product((2, 3), ("raw", "qcow", "qcow2", "vpc")):
+    for version, base in itertools.product((2, 3), ("raw", "qcow", "qcow2", "vpc", "vmdk")):
         for share in (0.6, 1.0, 1.4):
             yield Shape(version=version, base=base, base_size=share, content="nothing")
     yield Shape(base="raw", cluster=512)
@@ -77,6 +77,8 @@ def layered():
     yield Shape(base="qcow2", packed=True, extended=True, cluster=16 * KIB, content="compressed")
     yield Shape(base="qcow2", packed=True, zstd=True, cluster=2 * MIB, content="compressed")
     yield Shape(base="qcow", packed=True, base_size=1.4, content="nothing")
+    yield Shape(base="vmdk", packed=True)
+    yield Shape(base="vmdk", packed=True, extended=True, cluster=16 * KIB, content="compressed")
 
 
 def widths():

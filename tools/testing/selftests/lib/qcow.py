@@ -113,14 +113,23 @@ def make_base(folder, shape, seed):
     else:
         blockio.make_file(raw, size, seed + 100)
     if raw != path:
-        options = ["-o", "force_size=on"] if shape.base == "vpc" else []
-        options += ["-c"] if shape.packed else []
+        options = ["-c"] if shape.packed else []
+        options += base_options(shape)
         # As in make_compressed().
         convert = attempt if shape.base == "qcow" else run
         convert("qemu-img", "convert", "-O", shape.base, *options, raw, path)
         run("qemu-img", "compare", "-f", "raw", "-F", shape.base, raw, path)
         os.unlink(raw)
     return path
+
+
+def base_options(shape):
+    """What qemu-img convert has to be told for the file below."""
+    if shape.base == "vpc":
+        return ["-o", "force_size=on"]
+    if shape.base == "vmdk" and shape.packed:
+        return ["-o", "subformat=streamOptimized"]
+    return []
 
 
 def make_compressed(path, shape, options, seed):
