@@ -13,8 +13,14 @@ use testkit::{
 };
 
 use crate::{
-    args::Args, disk, image, log::samples, plan::Amount, recording::Parent, report::Report, run,
-    stamp,
+    args::Args,
+    disk,
+    image::{self, Attached},
+    log::samples,
+    plan::Amount,
+    recording::Parent,
+    report::Report,
+    run, stamp,
 };
 
 /// Sectors of the guest's disk.
@@ -106,6 +112,13 @@ fn log_of(trace: &[Op], mut sectors: Sectors) -> Vec<u8> {
     samples::log(&entries)
 }
 
+fn attach(store: Store, parent: &Parent) -> Device {
+    match image::attach("qcow2", store.into(), Some(parent)).unwrap() {
+        Attached::Whole(device) => device,
+        Attached::Parts(_) => panic!("it is in one file"),
+    }
+}
+
 /// Lets a guest work, and leaves a recording of that.
 fn record(folder: &Path, is_careless: bool) {
     let bytes: Vec<u8> = (0..GUEST).flat_map(|it| stamp::make(it, 0)).collect();
@@ -116,7 +129,7 @@ fn record(folder: &Path, is_careless: bool) {
         bytes,
     };
     let mut guest = Guest {
-        device: image::attach("qcow2", store, Some(&parent)).unwrap(),
+        device: attach(store, &parent),
         rng: Rng::new(1),
         events: format!("init 0 {GUEST}\n"),
         generation: 0,

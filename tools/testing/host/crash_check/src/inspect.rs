@@ -9,7 +9,6 @@ use std::{
 };
 
 use testkit::{
-    device::Device,
     rng::Rng,
     store::{Sectors, Store, ENOSPC},
     tools::TempDir,
@@ -17,15 +16,17 @@ use testkit::{
 
 use crate::{
     checker::Checker,
-    disk, ext4, image,
+    disk, ext4,
+    files::Files,
+    image::{self, said, Attached},
     recording::{Backing, Recording},
     stamp,
 };
 
 /// One in so many images is written to.
 const RECOVERED: u64 = 3;
-/// Writes to such an image.
-const WRITES: u64 = 6;
+/// Writes to such an image, besides one to each of its files: those are only then opened for writing.
+const WRITES: usize = 6;
 /// Generation of those writes.
 const AFTERWARDS: u64 = u64::MAX;
 
@@ -71,24 +72,24 @@ impl Inspector {
         disk: Sectors,
         rng: &mut Rng,
     ) -> Result<Seen, String> {
-        let store = self.image(it, disk)?;
-        let unused = self.check_structure(&store)?;
-        let mut device = image::attach(&it.format, store, it.parent.as_ref())?;
-        let guest = image::read(&device)?;
+        let files = self.files(it, disk)?;
+        let unused = self.check_structure(&files)?;
+        let mut device = image::attach(&it.format, files, it.parent.as_ref())?;
+        let guest = device.read().map_err(said)?;
         it.model.judge(&guest)?;
         if rng.one_in(RECOVERED) {
             work(&mut device, guest.clone(), rng).map_err(|it| format!("afterwards: {it}"))?;
-            let store = device.close().map_err(|it| format!("close: {it:?}"))?;
-            self.check_structure(&store)
+            let files = device.close().map_err(|it| format!("close: {it:?}"))?;
+            self.check_structure(&files)
                 .map_err(|it| format!("afterwards: {it}"))?;
         }
         Ok(Seen { unused, guest })
     }
 
     /// The image on a disk.
-    fn image(&self, it: &Recording, disk: Sectors) -> Result<Store, String> {
+    fn files(&self, it: &Recording, disk: Sectors) -> Result<Files, String> {
         match &it.backing {
-            Backing::Device => Ok(Store::from_parts(disk, it.size, false)),
+            Backing::Device => Ok(Store::from_parts(disk, it.size, false).into()),
             Backing::Ext4(name) => {
                 let path = self.path("disk");
                 disk::save(&disk, it.size, &path).map_err(|it| it.to_string())?;
@@ -96,18 +97,27 @@ impl Inspector {
                 if let Some(parent) = &it.parent {
                     parent.judge(&ext4::read(&path, &parent.name)?)?;
                 }
-                let bytes = ext4::read(&path, name)?;
-                let size = bytes.len() as u64;
-                Ok(Store::from_parts(disk::sectors(&bytes), size, true))
+                let read = |name: &str| {
+                    let bytes = ext4::read(&path, name)?;
+                    let size = bytes.len() as u64;
+                    Ok::<_, String>(Store::from_parts(disk::sectors(&bytes), size, true))
+                };
+                let part = |part: &String| Ok((part.clone(), read(&format!("/{part}"))?));
+                Ok(Files {
+                    image: read(name)?,
+                    parts: it.parts.iter().map(part).collect::<Result<_, String>>()?,
+                })
             }
         }
     }
 
-    fn check_structure(&mut self, store: &Store) -> Result<u64, String> {
-        let path = self.path("image");
-        let _ = fs::remove_file(&path);
-        disk::save(store.sectors(), store.len(), &path).map_err(|it| it.to_string())?;
-        self.checker.check(&path)
+    fn check_structure(&mut self, files: &Files) -> Result<u64, String> {
+        let folder = self.path("files");
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir(&folder)
+            .and_then(|()| files.save(&folder, "image"))
+            .map_err(|it| it.to_string())?;
+        self.checker.check(&folder.join("image"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -116,9 +126,12 @@ impl Inspector {
 }
 
 /// The image can be written to, and everything else stays as it was.
-fn work(device: &mut Device, mut guest: Vec<u8>, rng: &mut Rng) -> Result<(), String> {
-    for _ in 0..WRITES {
-        let sector = rng.below(device.disk.size / 512);
+fn work(device: &mut Attached, mut guest: Vec<u8>, rng: &mut Rng) -> Result<(), String> {
+    let whole = (0, device.disk().size);
+    let mut ranges = device.ranges();
+    ranges.resize(ranges.len() + WRITES, whole);
+    for (start, len) in ranges {
+        let sector = start / 512 + rng.below(len / 512);
         let bytes = stamp::make(sector, AFTERWARDS);
         let at = sector * 512;
         match device.write(at, &bytes) {
@@ -129,7 +142,7 @@ fn work(device: &mut Device, mut guest: Vec<u8>, rng: &mut Rng) -> Result<(), St
         }
     }
     device.flush().map_err(|it| format!("flush: {it:?}"))?;
-    if image::read(device)? != guest {
+    if device.read().map_err(said)? != guest {
         return Err("the disk differs from what it was and what was written".into());
     }
     Ok(())

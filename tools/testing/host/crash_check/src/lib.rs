@@ -4,10 +4,12 @@
 //! program is `main.rs`; `tools/testing/crash` records, and tells it what to do.
 
 pub mod args;
+pub mod assembled;
 pub mod bytes;
 pub mod checker;
 pub mod disk;
 pub mod ext4;
+pub mod files;
 pub mod image;
 pub mod inspect;
 pub mod log;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A raw disk below an image: what the driver's built-in parser makes of it. Nobody writes to it.
+//! Bytes as they are: a raw disk below an image, what the driver's built-in parser makes of it, and flat
+//! extents.
 
 use loop_parser::contract::{
     Allocate, Discard, Discarded, Disk, Error, Extent, HostRange, Map, Placement, Range,
@@ -8,29 +9,53 @@ use loop_parser::contract::{
 };
 use testkit::{device::Device, store::Store};
 
-/// Guest position = host offset.
-struct Raw;
+/// Guest position = host offset - `start`.
+#[derive(Clone, Copy)]
+struct Raw {
+    start: u64,
+    writable: bool,
+}
 
 /// A parent is never written to.
 const READ_ONLY: Error = Error::Store(-30);
 
-/// A device over a raw disk.
+/// A device over a raw disk, which nobody writes to.
 pub fn open(store: Store) -> Device {
+    let (start, writable) = (0, false);
+    let size = store.len();
+    device(store, size, Raw { start, writable })
+}
+
+/// A device over `size` bytes of a file.
+pub fn extent(store: Store, start: u64, size: u64) -> std::result::Result<Device, String> {
+    if start + size > store.len() {
+        return Err("an extent reaches past the end of its file".into());
+    }
+    let writable = true;
+    Ok(device(store, size, Raw { start, writable }))
+}
+
+fn device(store: Store, size: u64, raw: Raw) -> Device {
     let disk = Disk {
-        size: store.len(),
+        size,
         variant: "raw",
         ..Disk::default()
     };
-    Device::new(store, disk, Box::new(Raw), Box::new(Raw))
+    Device::new(store, disk, Box::new(raw), Box::new(raw))
 }
 
 impl Map for Raw {
     fn resolve_read(&self, _: &dyn Tables, pos: u64, len: u64) -> Result<Extent> {
-        Ok(Extent::Data { offset: pos, len })
+        let offset = self.start + pos;
+        Ok(Extent::Data { offset, len })
     }
 
-    fn resolve_write(&self, _: &dyn Tables, _: u64, _: u64) -> Result<Placement> {
-        Err(READ_ONLY)
+    fn resolve_write(&self, _: &dyn Tables, pos: u64, len: u64) -> Result<Placement> {
+        let offset = self.start + pos;
+        match self.writable {
+            true => Ok(Placement::InPlace { offset, len }),
+            false => Err(READ_ONLY),
+        }
     }
 
     fn reread_size(&self, tables: &dyn Tables) -> Result<u64> {
@@ -40,7 +65,10 @@ impl Map for Raw {
 
 impl Allocate for Raw {
     fn begin(&mut self, _: &mut dyn TablesMut) -> Result {
-        Err(READ_ONLY)
+        match self.writable {
+            true => Ok(()),
+            false => Err(READ_ONLY),
+        }
     }
 
     fn reserve(&mut self, _: &mut dyn TablesMut, _: u64, _: u64) -> Result<Reserved> {
@@ -81,12 +109,25 @@ impl Allocate for Raw {
 mod tests {
     use super::*;
 
+    fn bytes() -> Vec<u8> {
+        (0..1024u32).map(|at| at.to_le_bytes()[0]).collect()
+    }
+
     #[test]
     fn it_is_what_it_is_and_cannot_be_written_to() {
-        let bytes: Vec<u8> = (0..1024u32).map(|at| at.to_le_bytes()[0]).collect();
-        let mut device = open(Store::new(&bytes));
+        let mut device = open(Store::new(&bytes()));
         assert_eq!(device.disk.size, 1024);
-        assert_eq!(device.read(512, 512).unwrap(), bytes[512..]);
+        assert_eq!(device.read(512, 512).unwrap(), bytes()[512..]);
         assert_eq!(device.write(0, &[1; 512]), Err(READ_ONLY));
+    }
+
+    #[test]
+    fn an_extent_is_a_part_of_its_file() {
+        let mut device = extent(Store::new(&bytes()), 512, 512).unwrap();
+        assert_eq!(device.read(0, 512).unwrap(), bytes()[512..]);
+        device.write(0, &[1; 512]).unwrap();
+        let written = [&bytes()[..512], &[1; 512]].concat();
+        assert_eq!(device.close().unwrap().to_vec(), written);
+        assert!(extent(Store::new(&bytes()), 512, 1024).is_err());
     }
 }

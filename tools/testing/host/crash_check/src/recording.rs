@@ -41,6 +41,8 @@ pub struct Recording {
     pub format: String,
     /// What it is on.
     pub backing: Backing,
+    /// The names of files beside it that the disk is put together from.
+    pub parts: Vec<String>,
     /// What it lies on, if it does.
     pub parent: Option<Parent>,
     /// Size of the recorded device in bytes.
@@ -66,6 +68,7 @@ impl Recording {
             kind: about.get("kind")?,
             format: about.get("format")?,
             parent: about.parent(&backing, folder)?,
+            parts: about.parts(),
             backing,
             size: about.get("disk")?,
             before: disk::sectors(&read(folder.join("base"))?),
@@ -114,6 +117,11 @@ impl About {
         };
         let bytes = read(folder.join("parent"))?;
         Ok(Some(Parent::new(backing, path, bytes)))
+    }
+
+    fn parts(&self) -> Vec<String> {
+        let names = self.0.get("parts").map_or("", String::as_str);
+        names.split_whitespace().map(String::from).collect()
     }
 
     fn get<T: FromStr>(&self, key: &str) -> Result<T, String> {
