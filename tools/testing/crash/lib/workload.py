@@ -9,6 +9,7 @@ What they did is a list of lines, in the order in which it happened:
     discard GEN FIRST COUNT     from now on they may also be zero
     done GEN                    a write or zero has succeeded
     flush ID                    a flush begins
+    detach ID                   the same; it makes the image be closed, too
     fua ID GEN                  a write begins that is durable by itself when it ends
     durable ID                  either has succeeded; then a mark ID goes into the log
 """
@@ -52,9 +53,17 @@ class Journal:
 
     def flush(self):
         """A flush begins; returns its number."""
+        return self.promise("flush")
+
+    def detach(self):
+        """The same of a detach."""
+        return self.promise("detach")
+
+    def promise(self, what):
+        """What has succeeded is to be durable."""
         with self.lock:
             self.flushes += 1
-            self.lines.append(f"flush {self.flushes}")
+            self.lines.append(f"{what} {self.flushes}")
             return self.flushes
 
     def fua(self, generation):

@@ -8,6 +8,34 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
 };
 
+/// What it says of an image that is sound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sound {
+    /// How many of its bytes hold nothing.
+    pub unused: u64,
+    /// It is marked as one that was not detached.
+    pub is_open: bool,
+}
+
+impl Sound {
+    fn parse(answer: &str) -> Option<Self> {
+        let told = answer.strip_prefix("unused ")?;
+        let bytes = told.strip_suffix(" open");
+        Some(Self {
+            unused: bytes.unwrap_or(told).parse().ok()?,
+            is_open: bytes.is_some(),
+        })
+    }
+
+    /// An image that was detached says so.
+    pub fn closed(self) -> Result<(), String> {
+        match self.is_open {
+            true => Err("structure: the image is marked as open".into()),
+            false => Ok(()),
+        }
+    }
+}
+
 /// A checker of the images of one format.
 #[derive(Debug)]
 pub struct Checker {
@@ -34,17 +62,14 @@ impl Checker {
         })
     }
 
-    /// Checks the structure of an image: how many of its bytes hold nothing, or what is wrong.
-    pub fn check(&mut self, image: &Path) -> Result<u64, String> {
+    /// Checks the structure of an image.
+    pub fn check(&mut self, image: &Path) -> Result<Sound, String> {
         let gone = |error: std::io::Error| format!("the checker has ended: {error}");
         let input = self.input.as_mut().ok_or("the checker has ended")?;
         writeln!(input, "{}", image.display()).map_err(gone)?;
         let mut answer = String::new();
         self.output.read_line(&mut answer).map_err(gone)?;
-        match answer.trim().split_once(' ') {
-            Some(("unused", bytes)) => bytes.parse().map_err(|_| answer.clone()),
-            _ => Err(format!("structure: {}", answer.trim())),
-        }
+        Sound::parse(answer.trim()).ok_or_else(|| format!("structure: {}", answer.trim()))
     }
 }
 
@@ -53,5 +78,28 @@ impl Drop for Checker {
         // Its input ends, and so does it.
         self.input = None;
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers() {
+        let sound = |unused, is_open| Some(Sound { unused, is_open });
+        assert_eq!(Sound::parse("unused 512"), sound(512, false));
+        assert_eq!(Sound::parse("unused 0 open"), sound(0, true));
+        for answer in [
+            "",
+            "unused",
+            "unused x",
+            "unused 1 closed",
+            "a grain is unused 1",
+        ] {
+            assert_eq!(Sound::parse(answer), None);
+        }
+        assert_eq!(Sound::parse("unused 1").unwrap().closed(), Ok(()));
+        assert!(Sound::parse("unused 1 open").unwrap().closed().is_err());
     }
 }

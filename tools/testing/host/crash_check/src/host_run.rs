@@ -64,6 +64,16 @@ impl Guest {
         self.device.store.mark(number);
         self.note(&format!("durable {number}"));
     }
+
+    fn detach(&mut self) {
+        self.flushes += 1;
+        let number = self.flushes;
+        self.note(&format!("detach {number}"));
+        self.device.trim().unwrap();
+        self.device.flush().unwrap();
+        self.device.store.mark(number);
+        self.note(&format!("durable {number}"));
+    }
 }
 
 /// An empty image over `parent` on a device that is full of old bytes.
@@ -145,7 +155,7 @@ fn record(folder: &Path, is_careless: bool) {
             _ => guest.write(),
         }
     }
-    guest.flush();
+    guest.detach();
     let log = log_of(&guest.device.store.take_trace(), before.clone());
     disk::save(&before, size, &folder.join("base")).unwrap();
     fs::write(folder.join("log"), log).unwrap();

@@ -8,6 +8,7 @@ use std::{
     path::PathBuf,
 };
 
+use loop_parser::contract::Identity;
 use testkit::{
     rng::Rng,
     store::{Sectors, Store, ENOSPC},
@@ -15,7 +16,7 @@ use testkit::{
 };
 
 use crate::{
-    checker::Checker,
+    checker::{Checker, Sound},
     disk, ext4,
     files::Files,
     image::{self, said, Attached},
@@ -37,12 +38,16 @@ pub struct Seen {
     pub unused: u64,
     /// The guest's disk.
     pub guest: Vec<u8>,
+    /// What changes when that does; zeros if nothing has to.
+    pub content_id: Identity,
 }
 
 /// Looks at disks of one recording.
 pub struct Inspector {
     folder: TempDir,
     checker: Checker,
+    /// The image when it was attached last.
+    before: Option<Seen>,
 }
 
 impl Inspector {
@@ -51,6 +56,7 @@ impl Inspector {
         Self {
             folder: TempDir::new(),
             checker,
+            before: None,
         }
     }
 
@@ -66,24 +72,47 @@ impl Inspector {
         panic::catch_unwind(check).unwrap_or_else(|it| Err(message(&*it)))
     }
 
+    /// Looks at a disk whose image is not attached. What is found later has been written since.
+    pub fn inspect_detached(&mut self, it: &Recording, disk: Sectors) -> Result<(), String> {
+        let look = AssertUnwindSafe(|| self.look(it, disk));
+        let looked = panic::catch_unwind(look).unwrap_or_else(|it| Err(message(&*it)));
+        let (sound, seen, _) = looked?;
+        let was_attached = self.before.replace(seen).is_some();
+        match was_attached {
+            true => sound.closed(),
+            false => Ok(()),
+        }
+    }
+
     fn inspect_or_panic(
         &mut self,
         it: &Recording,
         disk: Sectors,
         rng: &mut Rng,
     ) -> Result<Seen, String> {
-        let files = self.files(it, disk)?;
-        let unused = self.check_structure(&files)?;
-        let mut device = image::attach(&it.format, files, it.parent.as_ref())?;
-        let guest = device.read().map_err(said)?;
-        it.model.judge(&guest)?;
+        let (_, seen, mut device) = self.look(it, disk)?;
         if rng.one_in(RECOVERED) {
-            work(&mut device, guest.clone(), rng).map_err(|it| format!("afterwards: {it}"))?;
+            work(&mut device, seen.guest.clone(), rng).map_err(|it| format!("afterwards: {it}"))?;
             let files = device.close().map_err(|it| format!("close: {it:?}"))?;
             self.check_structure(&files)
+                .and_then(Sound::closed)
                 .map_err(|it| format!("afterwards: {it}"))?;
         }
-        Ok(Seen { unused, guest })
+        Ok(seen)
+    }
+
+    fn look(&mut self, it: &Recording, disk: Sectors) -> Result<(Sound, Seen, Attached), String> {
+        let files = self.files(it, disk)?;
+        let sound = self.check_structure(&files)?;
+        let device = image::attach(&it.format, files, it.parent.as_ref())?;
+        let seen = Seen {
+            unused: sound.unused,
+            guest: device.read().map_err(said)?,
+            content_id: image::content_id(&it.format, device.disk()),
+        };
+        it.model.judge(&seen.guest)?;
+        self.before.as_ref().map_or(Ok(()), |it| it.judge(&seen))?;
+        Ok((sound, seen, device))
     }
 
     /// The image on a disk.
@@ -111,7 +140,7 @@ impl Inspector {
         }
     }
 
-    fn check_structure(&mut self, files: &Files) -> Result<u64, String> {
+    fn check_structure(&mut self, files: &Files) -> Result<Sound, String> {
         let folder = self.path("files");
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder)
@@ -122,6 +151,17 @@ impl Inspector {
 
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path(name)
+    }
+}
+
+impl Seen {
+    /// Judges what came of it while it was attached.
+    fn judge(&self, later: &Self) -> Result<(), String> {
+        let is_same = self.content_id == later.content_id;
+        if is_same && self.content_id != Identity::default() && self.guest != later.guest {
+            return Err("the disk has changed, but not its content ID".into());
+        }
+        Ok(())
     }
 }
 
@@ -153,4 +193,32 @@ fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
     format!("panic: {}", text.unwrap_or("without a message"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(guest: u8, id: u8) -> Seen {
+        Seen {
+            unused: 0,
+            guest: vec![guest; 512],
+            content_id: Identity([id; 16]),
+        }
+    }
+
+    #[test]
+    fn a_disk_that_changes_gets_another_id() {
+        for (later, good) in [
+            ((1, 1), true),
+            ((2, 2), true),
+            ((1, 2), true),
+            ((2, 1), false),
+        ] {
+            let later = seen(later.0, later.1);
+            assert_eq!(seen(1, 1).judge(&later).is_ok(), good);
+        }
+        // No ID at all.
+        assert_eq!(seen(1, 0).judge(&seen(2, 0)), Ok(()));
+    }
 }

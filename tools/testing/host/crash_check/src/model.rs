@@ -64,6 +64,8 @@ pub struct Model {
     /// Marks in the order in which the guest went on after them.
     marks: Vec<u64>,
     passed: BTreeSet<u64>,
+    /// Marks that say that the image was detached.
+    detaches: BTreeSet<u64>,
     /// How many of `marks`, from the first one on, were passed.
     reached: usize,
 }
@@ -79,6 +81,7 @@ impl Model {
             promised: 0,
             marks: Vec::new(),
             passed: BTreeSet::new(),
+            detaches: BTreeSet::new(),
             reached: 0,
         };
         for line in events.lines() {
@@ -114,6 +117,11 @@ impl Model {
                 Some(())
             }
             "flush" => self.promise(number(&mut words)?, Promise::Flush(self.done.len())),
+            "detach" => {
+                let mark = number(&mut words)?;
+                self.detaches.insert(mark);
+                self.promise(mark, Promise::Flush(self.done.len()))
+            }
             "fua" => {
                 let mark = number(&mut words)?;
                 self.promise(mark, Promise::Fua(number(&mut words)?))
@@ -178,6 +186,11 @@ impl Model {
         Ok(())
     }
 
+    /// Whether this mark says that the image was detached.
+    pub fn is_detach(&self, mark: u64) -> bool {
+        self.detaches.contains(&mark)
+    }
+
     /// How many marks there have to be.
     pub fn promises(&self) -> usize {
         self.promises.len()
@@ -234,7 +247,7 @@ fn range(words: &mut SplitWhitespace<'_>) -> Option<Range> {
 mod tests {
     use super::*;
 
-    const EVENTS: &str = "init 2 1\nwrite 1 0 2\nwrite 2 2 1\ndone 1\nflush 1\ndone 2\n\
+    const EVENTS: &str = "init 2 1\nwrite 1 0 2\nwrite 2 2 1\ndone 1\ndetach 1\ndone 2\n\
                           durable 1\nwrite 3 0 1\nfua 2 3\ndone 3\ndurable 2\n";
 
     fn disk<const N: usize>(generations: [u64; N]) -> Vec<u8> {
@@ -256,6 +269,7 @@ mod tests {
         for bad in [[0, ZERO, 0], [ZERO, ZERO, ZERO], [2, 1, 0], [ZERO, 3, 0]] {
             assert!(model.judge(&disk(bad)).unwrap_err().contains("foreign"));
         }
+        assert!(model.is_detach(1) && !model.is_detach(2));
         model.pass(1).unwrap();
         for good in [[1, 1, 0], [3, 1, 2]] {
             assert_eq!(model.judge(&disk(good)), Ok(()));

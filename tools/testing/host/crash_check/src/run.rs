@@ -9,7 +9,7 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use testkit::{rng::Rng, store::Sectors};
+use testkit::{crash::Survivors, rng::Rng, store::Sectors};
 
 use crate::{
     args::Args,
@@ -33,7 +33,7 @@ pub fn run(folder: &Path, args: &Args, report: &Report) -> Result<(), String> {
     let mut run = Run {
         inspector: Inspector::new(checker),
         kept: Kept::new(folder)?,
-        tallies: [Tally::default(), Tally::default()],
+        tallies: Default::default(),
     };
     let start = Instant::now();
     run.all(&mut recording, &cuts, report)?;
@@ -55,31 +55,77 @@ struct Tally {
     most_unused: u64,
 }
 
+impl Tally {
+    /// Counts one of them, which has left so many unused bytes, or something bad.
+    fn count(&mut self, unused: Result<u64, String>, what: &str, report: &Report) {
+        self.done += 1;
+        match unused {
+            Ok(unused) => self.most_unused = self.most_unused.max(unused),
+            Err(error) => {
+                self.bad += 1;
+                if self.bad <= TOLD {
+                    report.note(&format!("{what}: {error}"));
+                }
+            }
+        }
+    }
+}
+
+/// In [`Run::tallies`].
+const DETACHES: usize = 2;
+
 struct Run {
     inspector: Inspector,
     kept: Kept,
-    /// Of flush points and random ones.
-    tallies: [Tally; 2],
+    /// Of flush points, random ones, and detaches.
+    tallies: [Tally; 3],
 }
 
 impl Run {
     fn all(&mut self, it: &mut Recording, cuts: &[Cut], report: &Report) -> Result<(), String> {
         // The model is told of the marks while the log is replayed.
         let log = std::mem::take(&mut it.log);
+        self.inspector
+            .inspect_detached(it, it.before.clone())
+            .map_err(|it| format!("at first: {it}"))?;
         let mut replay = Replay::new(&log, std::mem::take(&mut it.before));
         let mut marks = 0;
         for cut in cuts {
-            marks += advance(&mut replay, it, cut.position)?;
+            marks += self.advance(&mut replay, it, cut.position, report)?;
             let mut rng = Rng::new(cut.seed);
             let disk = replay.crash(cut.survivors, &mut rng);
             self.one(it, cut, disk, &mut rng, report)?;
         }
-        marks += advance(&mut replay, it, log.entries.len())?;
+        marks += self.advance(&mut replay, it, log.entries.len(), report)?;
         if marks != it.model.promises() {
             let promises = it.model.promises();
             return Err(format!("{marks} marks in the log, {promises} flushes"));
         }
         Ok(())
+    }
+
+    /// Replays up to a position; how many marks it passed.
+    fn advance(
+        &mut self,
+        replay: &mut Replay<'_>,
+        it: &mut Recording,
+        position: usize,
+        report: &Report,
+    ) -> Result<usize, String> {
+        let mut marks = 0;
+        while replay.position() < position {
+            if let Some(mark) = replay.step() {
+                it.model.pass(mark)?;
+                marks += 1;
+                if it.model.is_detach(mark) {
+                    let disk = replay.crash(Survivors::Synced, &mut Rng::new(mark));
+                    let seen = self.inspector.inspect_detached(it, disk);
+                    let what = format!("{} detach {mark}", it.kind);
+                    self.tallies[DETACHES].count(seen.map(|()| 0), &what, report);
+                }
+            }
+        }
+        Ok(marks)
     }
 
     fn one(
@@ -92,27 +138,17 @@ impl Run {
     ) -> Result<(), String> {
         let kept = cut.keep.map(|_| disk.clone());
         let seen = self.inspector.inspect(it, disk, rng);
-        let tally = &mut self.tallies[usize::from(cut.class == Class::Random)];
-        tally.done += 1;
-        match seen {
-            Ok(seen) => {
-                tally.most_unused = tally.most_unused.max(seen.unused);
-                if let (Some(number), Some(disk)) = (cut.keep, kept) {
-                    self.kept.keep(number, &disk, &seen)?;
-                }
-            }
-            Err(error) => {
-                tally.bad += 1;
-                if tally.bad <= TOLD {
-                    report.note(&format!("{} {cut:?}: {error}", it.kind));
-                }
-            }
+        if let (Ok(seen), Some(number), Some(disk)) = (&seen, cut.keep, kept) {
+            self.kept.keep(number, &disk, seen)?;
         }
+        let what = format!("{} {cut:?}", it.kind);
+        let tally = &mut self.tallies[usize::from(cut.class == Class::Random)];
+        tally.count(seen.map(|seen| seen.unused), &what, report);
         Ok(())
     }
 
     fn tell(&self, it: &Recording, report: &Report) {
-        let names = ["flush points", "random power failures"];
+        let names = ["flush points", "random power failures", "detaches"];
         for (name, tally) in names.into_iter().zip(&self.tallies) {
             let Tally {
                 done,
@@ -126,18 +162,6 @@ impl Run {
             report.result(*bad == 0 && *done > 0, &format!("{}: {name}", it.kind));
         }
     }
-}
-
-/// Replays up to a position; how many marks it passed.
-fn advance(replay: &mut Replay<'_>, it: &mut Recording, position: usize) -> Result<usize, String> {
-    let mut marks = 0;
-    while replay.position() < position {
-        if let Some(mark) = replay.step() {
-            it.model.pass(mark)?;
-            marks += 1;
-        }
-    }
-    Ok(marks)
 }
 
 /// Disks that are kept for the virtual machine.
