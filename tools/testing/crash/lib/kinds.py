@@ -5,7 +5,7 @@ import dataclasses
 import os
 import typing
 
-from lib import loopdev, modules, qcow_images, stamps, vhd, vhd_child
+from lib import loopdev, modules, qcow_images, stamps, vhd, vhd_child, vmdk_images
 
 MIB = vhd.MIB
 SECTOR = vhd.SECTOR
@@ -22,7 +22,8 @@ class Kind:
     stamps of generation 0; the rest of its `guest` sectors is zero. `backing` is "ext4", or "device": the image itself is on the
     block device, which has old bytes behind it. `disk` is the size of that device in bytes.
     `parent`: the path of a file that `build` writes, too, and that the image lies on: in the file
-    system that is recorded, or, of an image on a block device, elsewhere.
+    system that is recorded, or, of an image on a block device, elsewhere. `parts`: the names of
+    files that the disk is put together from, beside the image. `sessions`: how often it is attached.
     """
 
     format: str
@@ -31,6 +32,12 @@ class Kind:
     backing: str
     disk: int
     parent: str = None
+    parts: tuple = ()
+    sessions: int = 2
+
+    def names_files(self):
+        """Whether it has to be allowed to."""
+        return bool(self.parent or self.parts)
 
 
 def stamped(image, ranges):
@@ -59,10 +66,16 @@ def dynamic(path, size, home=None, **options):
 
 def put_on_device(path, home, footer):
     """Makes the file what a device of `home` bytes holds: old bytes, the footer in its end."""
+    put_old_bytes(path, home)
+    with open(path, "r+b") as file:
+        vhd.put_at(file, home - SECTOR, footer)
+
+
+def put_old_bytes(path, home):
+    """Fills the rest of what a device of `home` bytes holds with them."""
     size = os.path.getsize(path)
     with open(path, "r+b") as file:
         vhd.put_at(file, size, OLD_BYTE * (home - size))
-        vhd.put_at(file, home - SECTOR, footer)
 
 
 def fixed(path, size):
@@ -145,13 +158,13 @@ def put_above(child, first):
     return stamped(child, [(first + 5, 11)])
 
 
-def attach(path, parser, backing, parent):
-    """Attaches an image. That its parser is named allows it to name a parent in its folder; one on
+def attach(path, parser, backing, names_files):
+    """Attaches an image. That its parser is named allows it to name files in its folder; one on
     a block device has none, and needs leave to name any file."""
     loop = loopdev.free()
-    if parent:
+    if names_files:
         loop.set_attr("loop/parser", parser)
-    if parent and backing == "device":
+    if names_files and backing == "device":
         with modules.parameter("parents", "any"):
             return loopdev.attach(path, loop=loop)
     return loopdev.attach(path, loop=loop)
@@ -187,6 +200,36 @@ def qcow2(size, disk, *options, **more):
     return qcow(qcow_images.Shape(size, options=options, **more), disk)
 
 
+# A VMDK is marked as open when it is attached: what becomes of that is looked at more often.
+VMDK_SESSIONS = 4
+# In whole grains: QEMU takes the last one of an extent for whole.
+PARTS = (("part-1.vmdk", "SPARSE", 253 * 16 << 10, 16 << 10),
+         ("part-2.vmdk", "FLAT", 2 * MIB, None),
+         ("part-3.vmdk", "VMFSSPARSE", 3 * MIB, 4 << 10))
+# QEMU does not know that a disk can be a "custom" one.
+SET = {"create_type": "twoGbMaxExtentSparse"}
+SNAPSHOT = "part.vmdk"
+ODD = 8 * MIB - 5 * SECTOR
+
+
+def vmdk_on(backing, build, guest, disk, below=None, parts=()):
+    """A VMDK."""
+    return Kind("vmdk", build, guest // SECTOR, backing, disk, below and f"/{below}", tuple(parts),
+                VMDK_SESSIONS)
+
+
+def vmdk(build, guest, disk, **more):
+    """One in a file."""
+    return vmdk_on("ext4", build, guest, disk, **more)
+
+
+def vmdk_on_device(path):
+    """For a block device, which has old bytes behind it."""
+    ranges = vmdk_images.sparse(path, DYNAMIC, BLOCK, entries=8)
+    put_old_bytes(path, DEVICE)
+    return ranges
+
+
 KINDS = {
     "vhd_dynamic_ext4": on_ext4(lambda path: dynamic(path, DYNAMIC), DYNAMIC, 32 * MIB),
     "vhd_dynamic_device": on_device(lambda path: dynamic(path, DYNAMIC, DEVICE), DYNAMIC),
@@ -212,4 +255,19 @@ KINDS = {
     # The refcount table, of 2 MiB, has to grow.
     "qcow2_growing_ext4": qcow2(6 * MIB, 32 * MIB, "cluster_size=512", "refcount_bits=64",
                                 full=7 << 19),
+    "vmdk_sparse_ext4": vmdk(lambda path: vmdk_images.made_by_qemu(path, DYNAMIC), DYNAMIC, 32 * MIB),
+    # Zero grains; many tables are made; it was not detached when it was written to last. The disk ends
+    # within a grain.
+    "vmdk_zeroed_ext4": vmdk(lambda path: vmdk_images.left_open(path, ODD, 4096, entries=128,
+                                                                zero_grains=True), ODD, 40 * MIB),
+    "vmdk_set_ext4": vmdk(lambda path: vmdk_images.in_parts(path, PARTS, SET),
+                          sum(size for _, _, size, _ in PARTS), 40 * MIB,
+                          parts=[name for name, *_ in PARTS]),
+    "vmdk_child_ext4": vmdk(lambda path: vmdk_images.child(path, CHILD, BELOW, BLOCK), CHILD, 40 * MIB,
+                            below=vmdk_images.BASE),
+    "vmdk_cowd_ext4": vmdk(lambda path: vmdk_images.cowd(path, 8 * MIB, 4096), 8 * MIB, 32 * MIB),
+    # The usual grain of a snapshot is a sector.
+    "vmdk_snapshot_ext4": vmdk(lambda path: vmdk_images.snapshot(path, 6 * MIB, 5 * MIB, SNAPSHOT),
+                               6 * MIB, 40 * MIB, below=vmdk_images.BASE, parts=[SNAPSHOT]),
+    "vmdk_sparse_device": vmdk_on("device", vmdk_on_device, DYNAMIC, DEVICE),
 }

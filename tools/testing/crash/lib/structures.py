@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Checks the structure of images after power failures, without any of the driver's code."""
 
-from lib import qcow_check, system, vhd, vhd_reader
+from lib import qcow_check, system, vhd, vhd_reader, vmdk_check
 from lib.qcow_check import Corrupt
 
 SECTOR = vhd.SECTOR
@@ -58,14 +58,20 @@ def regions(reader):
                    (reader.file_size - SECTOR, SECTOR, "the footer"), *names, *blocks])
 
 
-CHECKS = {"vhd": check_vhd, "qcow": qcow_check.check_qcow1, "qcow2": qcow_check.check_qcow2}
-# What qemu-img calls the formats; it can open VHDs, but not check them.
+CHECKS = {"vhd": check_vhd, "qcow": qcow_check.check_qcow1, "qcow2": qcow_check.check_qcow2,
+          "vmdk": vmdk_check.check_vmdk}
+# What qemu-img calls the formats; it can open VHDs, but not check them. It opens all VMDKs when they are
+# checked.
 QEMU_NAMES = {"vhd": "vpc", "qcow": "qcow", "qcow2": "qcow2"}
+# Formats that say in an image whether it is attached.
+OPEN = {"vmdk": vmdk_check.is_open}
 
 
 def answer(format_name, path):
     """What there is to say of an image."""
     try:
-        return f"unused {CHECKS[format_name](path)}"
+        unused = CHECKS[format_name](path)
+        is_open = format_name in OPEN and OPEN[format_name](path)
     except (Corrupt, vhd_reader.Broken, system.CommandError, OSError) as error:
         return " ".join(str(error).split())
+    return f"unused {unused}" + " open" * is_open

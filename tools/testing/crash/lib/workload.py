@@ -171,21 +171,22 @@ def can_discard(path):
 
 
 class Writeback(threading.Thread):
-    """Writes dirty pages of the image file, any of them and at any time, as the kernel may."""
+    """Writes dirty pages of the image's files, any of them and at any time, as the kernel may."""
 
-    def __init__(self, path, seed):
+    def __init__(self, paths, seed):
         super().__init__()
-        self.file = os.open(path, os.O_RDWR)
+        self.files = [os.open(path, os.O_RDWR) for path in paths]
         self.rng = random.Random(seed)
         self.stop = threading.Event()
         self.libc = ctypes.CDLL(None, use_errno=True)
 
     def run(self):
         while not self.stop.is_set():
-            size = os.lseek(self.file, 0, os.SEEK_END)
+            file = self.rng.choice(self.files)
+            size = os.lseek(file, 0, os.SEEK_END)
             first = self.rng.randrange(size) if self.rng.random() < 0.7 else 0
             length = self.rng.choice((4096, 65536, 1 << 20))
-            self.libc.sync_file_range(self.file, ctypes.c_int64(first // 4096 * 4096),
+            self.libc.sync_file_range(file, ctypes.c_int64(first // 4096 * 4096),
                                       ctypes.c_int64(length), SYNC_FILE_RANGE_WRITE)
             time.sleep(self.rng.random() * 0.02)
 
@@ -193,13 +194,14 @@ class Writeback(threading.Thread):
         """No more."""
         self.stop.set()
         self.join()
-        os.close(self.file)
+        for file in self.files:
+            os.close(file)
 
 
-def run(journal, device, image, sectors, ops, seed):
-    """Lets all tasks do `ops` steps on a device of so many sectors."""
+def run(journal, device, files, sectors, ops, seed):
+    """Lets all tasks do `ops` steps on a device of so many sectors, which is made of these files."""
     tasks = [Task(journal, device, sectors, which, ops, seed) for which in range(TASKS)]
-    writeback = Writeback(image, seed)
+    writeback = Writeback(files, seed)
     for thread in [writeback, *tasks]:
         thread.start()
     for task in tasks:
