@@ -77,6 +77,8 @@ pub struct GrainAllocator {
     refused: Option<(u64, Error)>,
     /// Number of a table the redundant copy of which must not be overwritten, and why.
     bad_copy: Option<(u64, Error)>,
+    /// Number of a table with an entry that could not be stored in the redundant copy.
+    behind: Option<u64>,
 }
 
 impl GrainAllocator {
@@ -90,6 +92,7 @@ impl GrainAllocator {
             space: None,
             refused: None,
             bad_copy: None,
+            behind: None,
         }
     }
 
@@ -106,9 +109,15 @@ impl GrainAllocator {
         })
     }
 
-    /// If storing an entry failed, nothing is known of its copy.
-    fn doubt(&mut self, stored: Result) -> Result {
-        stored.inspect_err(|_| self.equal = None)
+    /// If an entry of table `index` could not be stored, in its copy or at all, nothing is known of that.
+    fn doubt(&mut self, index: u64, stored: Result<bool>) -> Result {
+        if stored != Ok(true) {
+            self.equal = None;
+        }
+        if stored == Ok(false) {
+            self.behind = Some(index);
+        }
+        stored.map(|_| ())
     }
 
     /// What the tables say of the grain at guest position `pos`. It gets tables if it has none.
@@ -197,7 +206,7 @@ impl Allocate for GrainAllocator {
         match layout.decode(new, file_size, slot.primary)? {
             Mapping::Data(_) => {
                 let stored = slot.point(tables, self.space.as_mut(), old, new);
-                self.doubt(stored)?;
+                self.doubt(index, stored)?;
                 Ok(None)
             }
             _ => Err(NO_ROOM),
@@ -241,6 +250,8 @@ impl Allocate for GrainAllocator {
             }
             checked?;
         }
+        // The two may differ: the next one to touch the table makes them equal.
+        let _ = self.catch_up(tables);
         if let Some(space) = self.space.take() {
             space.trim(tables, &self.layout)?;
         }

@@ -148,7 +148,8 @@ impl GrainAllocator {
             offset,
             len: layout.grain,
         };
-        self.doubt(slot.store(tables, old, layout.removed()))?;
+        let stored = slot.store(tables, old, layout.removed());
+        self.doubt(index, stored)?;
         let mut done = Piece::new(&layout, range, size).len;
         let in_table = layout
             .entries
@@ -170,7 +171,7 @@ impl GrainAllocator {
                 break;
             }
             let stored = slot.store(tables, old, layout.removed());
-            if self.doubt(stored).is_err() {
+            if self.doubt(index, stored).is_err() {
                 break;
             }
             space.len = space.len.saturating_add(layout.grain);
@@ -199,7 +200,8 @@ impl GrainAllocator {
             None => self.add_tables(tables, index)?,
         };
         let slot = pair.slot(&layout, pos)?;
-        self.doubt(slot.store(tables, Entry::NONE, Entry::ZERO))?;
+        let stored = slot.store(tables, Entry::NONE, Entry::ZERO);
+        self.doubt(index, stored)?;
         Ok(Discarded::Done { len: piece.len })
     }
 }

@@ -75,10 +75,11 @@ impl Slot {
         })
     }
 
-    /// Stores `new`, in the copy, too. If that fails, `old` is there again.
+    /// Stores `new`, in the copy, too. If that fails, `old` is there again. Answers whether the copy has
+    /// it: once the entry that counts was stored, it is in use, and stays.
     // Not inlined, for the stack.
     #[inline(never)]
-    pub(super) fn store(&self, tables: &mut dyn TablesMut, old: Entry, new: Entry) -> Result {
+    pub(super) fn store(&self, tables: &mut dyn TablesMut, old: Entry, new: Entry) -> Result<bool> {
         self.point(tables, None, old, new)
     }
 
@@ -91,34 +92,48 @@ impl Slot {
         space: Option<&mut Space>,
         old: Entry,
         new: Entry,
-    ) -> Result {
-        let mut stored = tables.store(self.primary, &new.0.to_le_bytes());
+    ) -> Result<bool> {
+        let stored = tables.store(self.primary, &new.0.to_le_bytes());
         if stored.is_ok() || tables.load_le32(self.primary) != Ok(old.0) {
             if let Some(space) = space {
                 space.settle(new.offset());
             }
         }
-        if let (Ok(()), Some(at)) = (stored, self.redundant) {
-            stored = tables.store(at, &new.0.to_le_bytes());
-            if stored.is_err() {
-                let _ = tables.store(at, &old.0.to_le_bytes());
-            }
-        }
+        // Whatever part of one was stored: a second failure has nobody to be told.
         if stored.is_err() {
-            // Whatever part of it was stored: a second failure has nobody to be told.
             let _ = tables.store(self.primary, &old.0.to_le_bytes());
         }
-        stored
+        stored?;
+        let Some(at) = self.redundant else {
+            return Ok(true);
+        };
+        let is_copied = tables.store(at, &new.0.to_le_bytes()).is_ok();
+        if !is_copied {
+            let _ = tables.store(at, &old.0.to_le_bytes());
+        }
+        Ok(is_copied)
     }
 }
 
 impl GrainAllocator {
     /// The tables with number `index`; `None` if there are none. They are made equal unless that is known.
     pub(super) fn pair(&mut self, tables: &mut dyn TablesMut, index: u64) -> Result<Option<Pair>> {
+        self.catch_up(tables)?;
         self.pair_within(tables, index, &mut { MAX_LOADS })
     }
 
-    /// The same, with so many loads left for a look at what may be overwritten.
+    /// Makes the copy equal that an entry could not be stored in. No second one gets behind.
+    pub(super) fn catch_up(&mut self, tables: &mut dyn TablesMut) -> Result {
+        if let Some(index) = self.behind {
+            match self.pair_within(tables, index, &mut { MAX_LOADS }) {
+                Err(error @ Error::Store(_)) => return Err(error),
+                _ => self.behind = None,
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`Self::pair`], with so many loads left for a look at what may be overwritten.
     // Not inlined, for the stack.
     #[inline(never)]
     pub(super) fn pair_within(
@@ -269,7 +284,7 @@ fn enter(tables: &mut dyn TablesMut, space: &mut Space, slot: Slot, pair: Pair) 
         // A second failure has nobody to be told.
         let _ = tables.store(slot.primary, &Entry::NONE.0.to_le_bytes());
     }
-    stored
+    stored.map(|_| ())
 }
 
 /// Whether `len` bytes at two host offsets are equal.

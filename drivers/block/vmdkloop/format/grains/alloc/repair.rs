@@ -25,8 +25,8 @@ use super::{
 const MAX_COPIES: u32 = 64;
 
 impl GrainAllocator {
-    /// Makes the redundant tables equal to the primary ones, and some of those that are not there. What is malformed is left as
-    /// it is: nobody can write to what it has the entries of.
+    /// Makes the redundant tables equal to the primary ones, and some of those that are not there. What
+    /// is malformed is left as it is: nobody can write to what it has the entries of.
     ///
     /// # Errors
     ///

@@ -4,6 +4,7 @@
 //! discard, and nobody waits for ever.
 
 use loop_parser::contract::{Discard, Error};
+use testkit::store::{Failure, Store};
 
 use crate::{
     image::{check, disk, get32, put32, Header, Spec},
@@ -170,4 +171,33 @@ fn missing_copies() {
         syncs
     };
     assert_eq!(syncs(SIZE), syncs(2 * SIZE));
+}
+
+/// There is no room for the redundant entry. The primary one was seen by then: a write to the grain that
+/// it points to was acknowledged. It stays, and the copy is made equal later.
+#[test]
+fn no_room_for_the_copy() {
+    let mut failed = 0;
+    for n in 0..8 {
+        let mut device = open(spec().build().store).unwrap();
+        device.write(8 * G, &[1; 512]).unwrap();
+        let header = Header::load(&device.store);
+        let entry = |store: &Store, directory| header.entry(store, directory, 9);
+        let redundant = header.redundant.unwrap();
+        device.store.fail_after(n, Failure::Nothing);
+        let result = device.write(9 * G, &[2; 512]);
+        device.store.never_fail();
+        let place = entry(&device.store, header.directory);
+        assert_eq!(result.is_ok(), place != 0, "{n}");
+        failed += u32::from(place != entry(&device.store, redundant));
+        assert_eq!(
+            device.read(9 * G, 512).unwrap(),
+            [[0; 512], [2; 512]][usize::from(place != 0)]
+        );
+        let mut again = device;
+        again.write(200 * G, &[3; 512]).unwrap();
+        assert_eq!(entry(&again.store, redundant), place);
+        check(&again.close().unwrap());
+    }
+    assert_eq!(failed, 1);
 }

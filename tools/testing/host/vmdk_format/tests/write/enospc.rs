@@ -9,7 +9,7 @@ use testkit::{
 };
 
 use crate::{
-    image::{check, disk, problem, Redundant},
+    image::{check, disk, get32, problem, Header, Redundant},
     open::{below, open_on},
     rules::{child, kinds},
 };
@@ -112,7 +112,14 @@ fn second_directory_entry() {
         device.store.fail_after(n, Failure::Torn);
         let _ = device.write(pos, &[3; 512]);
         device.store.never_fail();
-        assert_eq!(problem(&device.store, Redundant::Equal), None, "{n}");
+        // The copy of a grain's entry may be missing for a while, that of a table may not.
+        assert_eq!(problem(&device.store, Redundant::MayDiffer), None, "{n}");
+        let header = Header::load(&device.store);
+        for index in 0..header.tables() {
+            let has_table = |it| get32(&device.store, it + index * 4) != 0;
+            let found: Vec<bool> = header.directories().map(has_table).collect();
+            assert_eq!(found[0], found[1], "{n}");
+        }
         device.write(pos, &[0; 512]).unwrap();
     }
     assert!(device.read(0, SIZE).unwrap() == before);
