@@ -213,6 +213,8 @@ CASES = {
     "type_unknown": (extent(b'RW 2048 MAGIC "bad.vmdk-flat"'), UNSUPPORTED),
     "cowd_version_2": (cowd(version=2), UNSUPPORTED),
     "cowd_capacity_beyond_the_directory": (cowd(capacity=0xFFFFFFFF), MALFORMED),
+    "cowd_child_alone": (cowd(parent_name=b"base.vmdk"), UNSUPPORTED),
+    "cowd_child_of_a_generation": (cowd(parent_generation=7), UNSUPPORTED),
     "cowd_grain_0": (cowd(grain_size=0), EITHER),
     "cowd_grain_3": (cowd(grain_size=3), EITHER),
     "cowd_grain_huge": (cowd(grain_size=1 << 31), EITHER),
@@ -476,9 +478,7 @@ def zero_entry_without_its_flag(t):
     same_bytes(images.whole(loop), bytes(GRAIN) + disk.guest()[GRAIN:], "device, with the flag")
 
 
-COWD_# One of which the file has a part.
-CUT = "grain_reaches_past_end"
-ENTRIES = {
+COWD_ENTRIES = {
     "table_past_end": lambda disk: (2048, FAR),
     "table_in_the_header": lambda disk: (2048, 1),
     "grain_past_end": lambda disk: (disk.entry_at(0), FAR),
@@ -671,6 +671,24 @@ def forced_on_nothing(t, length):
     blockio.make_sparse(t.path("raw"), length)
     t.expect_log(r"loop\d+: refused: vmdk: .*")
     fails_with(MALFORMED, attach, t, t.path("raw"))
+
+
+@suite.cases(grain=lambda disk: disk.places[3], table=lambda disk: disk.tables["primary"][1],
+             same_table=lambda disk: disk.tables["primary"][0],
+             directory=lambda disk: disk.directories["primary"])
+def redundant_entry_names_what_is_in_use(t, where):
+    """Nobody who reads would notice; a write to the table's grains must not go there."""
+    disk = image(entries=64)
+    path = disk.write(t.path("a.vmdk"))
+    vmdk.poke(path, disk.directories["redundant"], struct.pack("<I", where(disk) // SECTOR))
+    t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+: I/O error")
+    loop = t.attach(path)
+    same_bytes(images.whole(loop), disk.guest(), "device")
+    fails_with(errno.EIO, blockio.direct_write, loop.path, 2 * MIB, b"w" * 4096)
+    loop.drop_cache()
+    same_bytes(images.whole(loop), disk.guest(), "device after the write")
+    loop.detach()
+    same_bytes(vmdk_chain.qemu_guest(t, path), disk.guest(), "image, by qemu-img")
 
 
 @suite.cases(unclean={"unclean": 1}, other_value={"unclean": 0xFF})

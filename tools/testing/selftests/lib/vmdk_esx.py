@@ -10,7 +10,7 @@ from lib.vmdk import SECTOR, Grains, round_up, sectors
 COWD_FIELDS = {
     "magic": (0, "<4s"), "version": (4, "<I"), "flags": (8, "<I"), "capacity": (12, "<I"),
     "grain_size": (16, "<I"), "gd_offset": (20, "<I"), "gd_entries": (24, "<I"),
-    "next_free": (28, "<I"), "parent_name": (32, "<1024s"), "generation": (1060, "<I"),
+    "next_free": (28, "<I"), "parent_name": (32, "<1024s"), "parent_generation": (1056, "<I"),
     "unclean": (1648, "<I"),
 }
 COWD_ENTRIES = 4096
