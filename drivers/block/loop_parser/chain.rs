@@ -89,7 +89,9 @@ pub(crate) fn validate_file(
 
 /// Whether I/O on `file` ends up on `device` or on one of the files with the identities `above`: the
 /// file is one of these, or a loop device, or on a file system on one, that has any of them below
-/// it. Devices that are put together of others are not looked into.
+/// it. Devices that are put together of others are not looked into, nor are the other files of a loop
+/// device: its parents, extents and the file with its data. Who may have any file named
+/// (`loop.parents=any`) can make a cycle of those, as of device-mapper devices.
 pub(crate) fn leads_to(file: &Arc<BackingFile>, device: &Device, above: &[usize]) -> bool {
     let mut current = file.clone();
     for _ in 0..MAX_DEPTH {
