@@ -511,7 +511,6 @@ SE_SPARSE_ENTRIES = {
     "all_ones": lambda disk: (disk.entry_at(0), ALL_ONES),
     "grain_past_end": lambda disk: (disk.entry_at(0), 3 << 60 | 1 << 40),
     "grains_past_end": lambda _: (vmdk_esx.SESPARSE_FIELDS["grains_offset"][0], 1 << 40),
-    "grains_that_overflow": lambda _: (vmdk_esx.SESPARSE_FIELDS["grains_offset"][0], ALL_ONES),
 }
 
 
@@ -674,7 +673,6 @@ def forced_on_nothing(t, length):
 
 
 @suite.cases(grain=lambda disk: disk.places[3], table=lambda disk: disk.tables["primary"][1],
-             same_table=lambda disk: disk.tables["primary"][0],
              directory=lambda disk: disk.directories["primary"])
 def redundant_entry_names_what_is_in_use(t, where):
     """Nobody who reads would notice; a write to the table's grains must not go there."""
