@@ -6,13 +6,13 @@ Afterwards the image is sound, every byte is right, and nothing holds the file o
 """
 
 import errno
-import mmap
 import os
 import random
 import time
 
 from lib import blockio, images, jobs, loopdev, vhd, vhd_reader
 from lib.ktap import Suite, ensure, equal, same_bytes
+from lib.model import shared_memory
 
 MIB = 1 << 20
 SECTOR = 512
@@ -27,13 +27,6 @@ suite = Suite(allow=NOISE)
 def image(folder, **options):
     """An empty dynamic VHD of small blocks, so that allocating goes on for long."""
     return vhd.Dynamic(SIZE, BLOCK, **options).write(os.path.join(folder, "a.vhd"))
-
-
-def shared_memory(data):
-    """A copy of `data` that processes made by fork share."""
-    memory = mmap.mmap(-1, len(data))
-    memory[:] = data
-    return memory
 
 
 class Sharer:
