@@ -33,7 +33,8 @@ pub use error::{
 pub use extents::{
     Backing,
     Extents,
-    ListedExtent, //
+    ListedExtent,
+    MAX_EXTENTS, //
 };
 pub use map::{
     Allocate,

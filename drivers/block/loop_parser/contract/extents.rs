@@ -40,6 +40,9 @@ pub struct ListedExtent {
     pub backing: Backing,
 }
 
+/// Most extents that a disk can have: 16 TiB in parts of 2 GiB.
+pub const MAX_EXTENTS: usize = 8192;
+
 /// The extents that a disk is put together from, in their order on the disk, without gaps. They may be
 /// many: the image reads them one by one.
 pub trait Extents {

@@ -21,6 +21,7 @@ use crate::{
         Parent,
         Part,
         Tables,
+        MAX_EXTENTS,
         SECTOR_SIZE, //
     },
     images::Use,
@@ -44,9 +45,6 @@ use super::{
     },
     path_of, //
 };
-
-/// Most extents that a disk can have.
-const MAX_EXTENTS: usize = 8192;
 
 /// What is wrong with a list that is not what it was when the image was attached.
 const CHANGED: &str = "extents that do not add up to the disk";

@@ -14,6 +14,7 @@ use loop_parser::contract::{
     ListedExtent,
     Result,
     Tables,
+    MAX_EXTENTS,
     SECTOR_SIZE, //
 };
 
@@ -28,9 +29,6 @@ use super::{
         Word, //
     }, //
 };
-
-/// Most extents of a disk: 16 TiB in parts of 2 GiB. More are not opened by the driver either.
-const MAX_EXTENTS: u64 = 8192;
 
 /// Largest disk in bytes; the positions on it are file positions.
 const MAX_SIZE: u64 = 1 << 62;
@@ -212,7 +210,7 @@ impl ExtentLines {
     /// [`Error::Unsupported`] if there are too many, or the disk is too large.
     pub(super) fn count_in(&mut self, extent: &ExtentLine) -> Result {
         let unsupported = |what| Err(Error::unsupported(what, extent.at));
-        if self.count >= MAX_EXTENTS {
+        if self.count >= MAX_EXTENTS as u64 {
             return unsupported("VMDK has too many extents");
         }
         let size = num::add(self.size, extent.len, extent.at)?;
