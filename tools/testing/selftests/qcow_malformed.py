@@ -11,18 +11,16 @@ import errno
 import os
 import struct
 
-from lib import blockio, images, layers, loopdev, qcow
+from lib import blockio, images, malformed, qcow
 from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
+from lib.malformed import EITHER, MALFORMED, READ_ONLY, UNSUPPORTED
 from lib.qcow import KIB, MIB
 from lib.system import run
 
 SIZE = 8 * MIB
 CLUSTER = 64 * KIB
-MALFORMED = errno.EUCLEAN
-UNSUPPORTED = errno.EOPNOTSUPP
-READ_ONLY = errno.EROFS
-EITHER = (MALFORMED, UNSUPPORTED)
 FULL = (1 << 64) - 1
+IO_ERROR = r"loop\d+: qcow2: .* at byte \d+: I/O error"
 suite = Suite(allow=[r"Buffer I/O error on dev loop\d+, .*", r"I/O error, dev loop\d+, .*"])
 
 
@@ -77,7 +75,7 @@ def luks(path):
         "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, str(SIZE))
 
 
-# name: (how to make the file, errno of a read-write attach, errno of a read-only one, or None)
+# name: (how to make the file, errno of any attach)
 CASES = {
     "version_0": (v3(version=0), EITHER),
     "version_4": (v3(version=4), UNSUPPORTED),
@@ -159,28 +157,12 @@ CASES = {
 }
 
 
-def refusal(numbers, attach, path):
-    """Fails unless the file is refused with one of these."""
-    try:
-        attach(path)
-    except OSError as error:
-        ensure(error.errno in numbers, f"refused with {error}")
-        return
-    ensure(False, f"{attach.__name__}: attached")
-
-
 @suite.cases(**CASES)
 def refused(t, case):
     make, numbers = case
-    numbers = numbers if isinstance(numbers, tuple) else (numbers,)
     path = t.path("bad.img")
     make(path)
-    before = layers.Untouched(loopdev.free(), [path])
-    layers.allow_parents(t, "any")
-    t.expect_log(r"loop\d+: refused: qcow2?: \S.* at byte \d+.*", 2)
-    refusal(numbers, t.attach, path)
-    refusal(numbers, loopdev.attach_read_only, path)
-    before.check()
+    malformed.refused(t, path, numbers, r"loop\d+: refused: qcow2?: \S.* at byte \d+.*")
 
 
 @suite.test
@@ -200,15 +182,8 @@ def only_read_only(t, bit):
     path = sound(t.path("a.qcow2"))
     expected = qcow.guest(t, path)
     qcow.patch(path, incompatible=bit)
-    before = images.Unchanged(path)
-    t.expect_log(r"loop\d+: refused: qcow2: .*qemu-img check.*")
-    fails_with(READ_ONLY, t.attach, path)
     t.allow_log(r"loop\d+: qcow2: .*")
-    loop = loopdev.attach_read_only(path)
-    t.defer(loop.detach_if_bound)
-    same_bytes(images.whole(loop), expected, "device")
-    loop.detach()
-    before.check()
+    malformed.only_read_only(t, path, expected, r"loop\d+: refused: qcow2: .*qemu-img check.*")
 
 
 def entry(level, value):
@@ -248,14 +223,7 @@ ENTRIES = {
 def entry_is_an_io_error(t, damage):
     path = sound(t.path("a.qcow2"))
     damage(path)
-    before = images.Unchanged(path)
-    t.expect_log(r"loop\d+: qcow2: .* at byte \d+: I/O error")
-    loop = loopdev.attach_read_only(path)
-    t.defer(loop.detach_if_bound)
-    fails_with(errno.EIO, blockio.direct_read, loop.path, 0, 4096)
-    fails_with(errno.EIO, blockio.direct_read, loop.path, 4096, 4096)
-    loop.detach()
-    before.check()
+    malformed.entry_is_an_io_error(t, path, IO_ERROR)
 
 
 @suite.cases(**ENTRIES)
@@ -290,7 +258,7 @@ def cluster_in_a_table_is_not_written(t, damage):
     path = sound(t.path("a.qcow2"))
     damage(path)
     before = blockio.content(path)
-    t.expect_log(r"loop\d+: qcow2: .* at byte \d+: I/O error")
+    t.expect_log(IO_ERROR)
     loop = t.attach(path)
     for pos in range(0, 4 * 4096, 4096):
         fails_with(errno.EIO, blockio.direct_write, loop.path, pos, bytes(4096))
@@ -408,7 +376,7 @@ def ends_all_writing(t, damage):
     """What is found malformed when it is written ends all writes, in place ones, too; reads go on."""
     path = sound(t.path("a.qcow2"))
     damage(path)
-    t.expect_log(r"loop\d+: qcow2: .* at byte \d+: I/O error")
+    t.expect_log(IO_ERROR)
     loop = t.attach(path)
     blockio.direct_write(loop.path, 4 * MIB, b"g" * 4096)
     fails_with(errno.EIO, blockio.direct_write, loop.path, 0, b"w" * 4096)

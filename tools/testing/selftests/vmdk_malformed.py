@@ -12,19 +12,17 @@ import os
 import struct
 import zlib
 
-from lib import blockio, images, layers, loopdev, vmdk, vmdk_chain, vmdk_esx, vmdk_stream
+from lib import blockio, images, layers, loopdev, malformed, vmdk, vmdk_chain, vmdk_esx, vmdk_stream
 from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
+from lib.malformed import EITHER, MALFORMED, UNSUPPORTED, read_only, refusal
 from lib.vmdk import ALL_ONES, KIB, MIB, SECTOR
 from lib.vmdk_chain import attach, attach_read_only
 
 SIZE = 8 * MIB
 GRAIN = 64 * KIB
-MALFORMED = errno.EUCLEAN
-UNSUPPORTED = errno.EOPNOTSUPP
-EITHER = (MALFORMED, UNSUPPORTED)
 # To be written, it is not even looked at.
 STREAM = (MALFORMED, errno.EROFS)
-LINE = r"loop\d+: refused: vmdk: \S.* at byte \d+.*"
+IO_ERROR = r"loop\d+: vmdk: \S.* at byte \d+: I/O error"
 suite = Suite(allow=[r"Buffer I/O error on dev loop\d+, .*", r"I/O error, dev loop\d+, .*"])
 
 
@@ -238,28 +236,12 @@ def append(make, path, data):
         file.write(data)
 
 
-def refusal(numbers, how, *args):
-    """Fails unless the file is refused with one of these."""
-    try:
-        how(*args)
-    except OSError as error:
-        ensure(error.errno in numbers, f"refused with {error}")
-        return
-    ensure(False, f"{how.__name__}: attached")
-
-
 @suite.cases(**CASES)
 def refused(t, case):
     make, numbers = case
-    numbers = numbers if isinstance(numbers, tuple) else (numbers,)
     path = t.path("bad.vmdk")
     make(path)
-    before = layers.Untouched(loopdev.free(), [path])
-    layers.allow_parents(t, "any")
-    t.expect_log(LINE, 2)
-    refusal(numbers, t.attach, path)
-    refusal(numbers, loopdev.attach_read_only, path)
-    before.check()
+    malformed.refused(t, path, numbers, r"loop\d+: refused: vmdk: \S.* at byte \d+.*")
 
 
 def se_sparse(volatile=None, **fields):
@@ -297,7 +279,6 @@ SE_SPARSE = {
 @suite.cases(**SE_SPARSE)
 def se_sparse_is_refused(t, case):
     make, numbers = case
-    numbers = numbers if isinstance(numbers, tuple) else (numbers,)
     make(t.path("bad.vmdk"))
     before = layers.Untouched(loopdev.free(), [t.path("bad.vmdk"), t.path("part.vmdk")])
     t.expect_log(r'loop\d+: refused: vmdk: extent "part\.vmdk": \S.* at byte \d+.*')
@@ -320,14 +301,8 @@ READ_ONLY = {
 def only_read_only(t, make):
     path = t.path("a.vmdk")
     make(path)
-    before = images.Unchanged(path)
-    t.expect_log(r"loop\d+: refused: vmdk: \S.* at byte \d+ \(attach it read-only: losetup -r\)")
-    fails_with(errno.EROFS, t.attach, path)
-    loop = loopdev.attach_read_only(path)
-    t.defer(loop.detach_if_bound)
-    same_bytes(images.whole(loop), image().guest(), "device")
-    loop.detach()
-    before.check()
+    malformed.only_read_only(t, path, image().guest(), r"loop\d+: refused: vmdk: \S.* at byte \d+"
+                             r" \(attach it read-only: losetup -r\)")
 
 
 LENIENT = {
@@ -416,14 +391,7 @@ def entry_is_an_io_error(t, damage):
     disk = image()
     path = disk.write(t.path("a.vmdk"))
     damage(disk, path)
-    before = images.Unchanged(path)
-    t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+: I/O error")
-    loop = loopdev.attach_read_only(path)
-    t.defer(loop.detach_if_bound)
-    fails_with(errno.EIO, blockio.direct_read, loop.path, 0, 4096)
-    fails_with(errno.EIO, blockio.direct_read, loop.path, 4096, 4096)
-    loop.detach()
-    before.check()
+    malformed.entry_is_an_io_error(t, path, IO_ERROR)
 
 
 @suite.cases(**{name: damage for name, damage in ENTRIES.items() if name != CUT})
@@ -450,7 +418,7 @@ def rest_can_be_read(t):
     disk = image()
     path = disk.write(t.path("a.vmdk"))
     table_entry(lambda _: FAR)(disk, path)
-    t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+: I/O error")
+    t.expect_log(IO_ERROR)
     loop = t.attach(path)
     fails_with(errno.EIO, blockio.direct_read, loop.path, 0, 4096)
     same_bytes(images_from(loop, GRAIN), disk.guest()[GRAIN:], "device behind the grain")
@@ -468,7 +436,7 @@ def zero_entry_without_its_flag(t):
     disk = image()
     path = disk.write(t.path("a.vmdk"))
     table_entry(lambda _: 1)(disk, path)
-    t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+: I/O error")
+    t.expect_log(IO_ERROR)
     loop = loopdev.attach_read_only(path)
     t.defer(loop.detach_if_bound)
     fails_with(errno.EIO, blockio.direct_read, loop.path, 0, 4096)
@@ -494,13 +462,9 @@ def cowd_entry_is_an_io_error(t, where):
     path = disk.write(t.path("a.vmdk"))
     at, value = where(disk)
     vmdk.poke(path, at, struct.pack("<I", value))
-    before = images.Unchanged(path)
-    t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+: I/O error")
-    loop = loopdev.attach_read_only(path)
-    t.defer(loop.detach_if_bound)
-    fails_with(errno.EIO, blockio.direct_read, loop.path, 0, SECTOR)
-    loop.detach()
-    before.check()
+    t.expect_log(IO_ERROR)
+    with read_only(t, path) as loop:
+        fails_with(errno.EIO, blockio.direct_read, loop.path, 0, SECTOR)
 
 
 SE_SPARSE_ENTRIES = {
@@ -582,14 +546,11 @@ def grain_of_a_stream_is_an_io_error(t, damage):
     disk.put(0, blockio.pattern(MIB))
     path = disk.write(t.path("a.vmdk"))
     damage(disk, path)
-    before = images.Unchanged(path)
-    t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+: I/O error")
-    loop = loopdev.attach_read_only(path)
-    t.defer(loop.detach_if_bound)
-    fails_with(errno.EIO, blockio.direct_read, loop.path, 0, 4096)
-    same_bytes(blockio.direct_read(loop.path, GRAIN, GRAIN), disk.guest()[GRAIN:2 * GRAIN], "next grain")
-    loop.detach()
-    before.check()
+    t.expect_log(IO_ERROR)
+    with read_only(t, path) as loop:
+        fails_with(errno.EIO, blockio.direct_read, loop.path, 0, 4096)
+        same_bytes(blockio.direct_read(loop.path, GRAIN, GRAIN), disk.guest()[GRAIN:2 * GRAIN],
+                   "next grain")
 
 
 # Where a stream is cut off, and how many grains are known then.
@@ -609,18 +570,14 @@ def cut_stream_is_recovered(t, case):
     disk.put(60 * GRAIN, blockio.pattern(GRAIN))
     path = disk.write(t.path("a.vmdk"))
     os.truncate(path, where(disk))
-    before = images.Unchanged(path)
     t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+; served nevertheless")
-    loop = loopdev.attach_read_only(path)
-    t.defer(loop.detach_if_bound)
     end = known * GRAIN if known else SIZE
-    same_bytes(blockio.direct_read(loop.path, 0, end), disk.guest()[:end], "device")
-    if known:
-        t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+: I/O error")
-        fails_with(errno.EIO, blockio.direct_read, loop.path, end, SECTOR)
-        fails_with(errno.EIO, blockio.direct_read, loop.path, SIZE - SECTOR, SECTOR)
-    loop.detach()
-    before.check()
+    with read_only(t, path) as loop:
+        same_bytes(blockio.direct_read(loop.path, 0, end), disk.guest()[:end], "device")
+        if known:
+            t.expect_log(IO_ERROR)
+            fails_with(errno.EIO, blockio.direct_read, loop.path, end, SECTOR)
+            fails_with(errno.EIO, blockio.direct_read, loop.path, SIZE - SECTOR, SECTOR)
 
 
 # Files that change
@@ -679,7 +636,7 @@ def redundant_entry_names_what_is_in_use(t, where):
     disk = image(entries=64)
     path = disk.write(t.path("a.vmdk"))
     vmdk.poke(path, disk.directories["redundant"], struct.pack("<I", where(disk) // SECTOR))
-    t.expect_log(r"loop\d+: vmdk: \S.* at byte \d+: I/O error")
+    t.expect_log(IO_ERROR)
     loop = t.attach(path)
     same_bytes(images.whole(loop), disk.guest(), "device")
     fails_with(errno.EIO, blockio.direct_write, loop.path, 2 * MIB, b"w" * 4096)
@@ -695,13 +652,9 @@ def marked_unclean(t, fields):
     disk = image()
     path = disk.write(t.path("a.vmdk"))
     vmdk.patch(path, **fields)
-    before = images.Unchanged(path)
     t.expect_log(r"loop\d+: vmdk: \S.* at byte 72; served nevertheless", 2)
-    loop = loopdev.attach_read_only(path)
-    t.defer(loop.detach_if_bound)
-    same_bytes(images.whole(loop), disk.guest(), "device")
-    loop.detach()
-    before.check()
+    with read_only(t, path) as loop:
+        same_bytes(images.whole(loop), disk.guest(), "device")
     shadow = bytearray(disk.guest())
     loop = t.attach(path)
     with blockio.Direct(loop.path) as device:
