@@ -19,7 +19,6 @@ use loop_parser::contract::{
     Result,
     State,
     Tables,
-    TablesMut,
     SECTOR_SIZE, //
 };
 
@@ -71,7 +70,7 @@ pub fn attach(
         },
         content: None,
         random: request.random,
-        is_same,
+        load: |tables, has_parent| load(tables, has_parent),
     };
     let has_discard = layout.has_discard();
     Ok(Attached {
@@ -155,14 +154,4 @@ fn load<T: Tables + ?Sized>(tables: &T, has_parent: bool) -> Result<Layout> {
     }
     layout.check(file_size, GD_OFFSET, GD_OFFSET)?;
     Ok(layout)
-}
-
-/// See [`Marker::is_same`].
-fn is_same(tables: &dyn TablesMut, known: &Layout) -> Result<bool> {
-    let now = load(tables, known.has_parent)?;
-    let resized = Layout {
-        size: known.size,
-        ..now
-    };
-    Ok(resized == *known && now.size >= known.size)
 }

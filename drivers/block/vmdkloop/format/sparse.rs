@@ -15,8 +15,7 @@ use loop_parser::contract::{
     HostRange,
     Result,
     State,
-    Tables,
-    TablesMut, //
+    Tables, //
 };
 
 use super::{
@@ -58,7 +57,7 @@ pub fn attach(
         (Some(part), _) => part.has_parent,
         (None, text) => text.is_some_and(|text| text.parent_cid.is_some()),
     };
-    let mut layout = layout(&header, has_parent)?;
+    let mut layout = layout_of(&header, has_parent)?;
     check(&mut layout, tables.size()?, request.writable)?;
     let read_only = read_only(&header, text.as_ref());
     if let (Some(fault), true) = (read_only, request.writable) {
@@ -83,7 +82,7 @@ fn put_together(
         },
         content: text.and_then(|text| text.content),
         random: request.random,
-        is_same,
+        load: |tables, has_parent| layout_of(&header::load(tables, 0)?, has_parent),
     };
     Ok(Attached {
         disk: disk(header, layout, size, text),
@@ -214,7 +213,7 @@ fn read_only(header: &Header, text: Option<&Descriptor>) -> Option<Fault> {
 ///
 /// [`Error::Malformed`] if grains are compressed, or the directory is at the end of the file: that is for
 /// streams.
-fn layout(header: &Header, has_parent: bool) -> Result<Layout> {
+fn layout_of(header: &Header, has_parent: bool) -> Result<Layout> {
     let stream = Error::malformed("VMDK grain directory is that of a stream", GD_OFFSET);
     let directory = header.directory.filter(|_| !header.is_compressed);
     Ok(Layout {
@@ -230,15 +229,4 @@ fn layout(header: &Header, has_parent: bool) -> Result<Layout> {
         has_parent,
         free_at: None,
     })
-}
-
-/// See [`Marker::is_same`].
-fn is_same(tables: &dyn TablesMut, known: &Layout) -> Result<bool> {
-    let header = header::load(tables, 0)?;
-    let now = layout(&header, known.has_parent)?;
-    let resized = Layout {
-        size: known.size,
-        ..now
-    };
-    Ok(resized == *known && now.size >= known.size)
 }

@@ -24,13 +24,13 @@ pub(in super::super) struct Marker {
     pub(in super::super) content: Option<ContentId>,
     /// Makes the next CID another one.
     pub(in super::super) random: u32,
-    /// Whether the header of a file still says what a layout does. The size of the disk can have become
-    /// another.
-    pub(in super::super) is_same: fn(&dyn TablesMut, &Layout) -> Result<bool>,
+    /// Learns the layout of a file from its header, as at attach. The flag is [`Layout::has_parent`], which
+    /// not every header says.
+    pub(in super::super) load: fn(&dyn TablesMut, bool) -> Result<Layout>,
 }
 
 impl Marker {
-    /// Checks that the header says what `layout` does.
+    /// Checks that the header says what `layout` does. Only the size of the disk can have become larger.
     ///
     /// # Errors
     ///
@@ -39,8 +39,15 @@ impl Marker {
     // Not inlined, for the stack.
     #[inline(never)]
     pub(super) fn check_unchanged(&self, tables: &dyn TablesMut, layout: &Layout) -> Result {
-        match (self.is_same)(tables, layout) {
-            Ok(true) => Ok(()),
+        let is_same = |now: Layout| {
+            let resized = Layout {
+                size: layout.size,
+                ..now
+            };
+            resized == *layout && now.size >= layout.size
+        };
+        match (self.load)(tables, layout.has_parent) {
+            Ok(now) if is_same(now) => Ok(()),
             Err(error @ Error::Store(_)) => Err(error),
             _ => Err(Error::NeedsReadOnly(Fault::new(
                 "VMDK header was changed by somebody else after it was attached",
