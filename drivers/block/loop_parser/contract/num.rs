@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! For format code: checked arithmetic on numbers from an image, and the errno values that it has an
-//! opinion on.
+//! For format code: checked arithmetic on numbers from an image, the errno values that it has an
+//! opinion on, and what it says of headers that have changed.
 
 use super::{
     Error,
+    Fault,
     Result,
     Tables, //
 };
@@ -79,6 +80,20 @@ impl Region {
     #[inline]
     pub fn overlaps(self, other: Self) -> bool {
         self.start.max(other.start) < self.end.min(other.end)
+    }
+}
+
+/// What becomes of a look whether a header still says what it did: `Ok(())` if so.
+///
+/// # Errors
+///
+/// [`Error::NeedsReadOnly`] with `what` if not, or if it is no good header any more: somebody else has
+/// written to the image. What the store says is passed on.
+pub fn ensure_same(is_same: Result<bool>, what: &'static str) -> Result {
+    match is_same {
+        Ok(true) => Ok(()),
+        Err(error @ Error::Store(_)) => Err(error),
+        _ => Err(Error::NeedsReadOnly(Fault::new(what, 0))),
     }
 }
 

@@ -4,14 +4,13 @@
 
 use loop_parser::contract::{
     Error,
-    Fault,
-    Result,
     SECTOR_SIZE, //
 };
 
 pub(super) use loop_parser::contract::num::{
     add,
     align_up,
+    ensure_same,
     is_out_of_room,
     load,
     mul,
@@ -29,19 +28,6 @@ pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 /// The error for a call that the image's features rule out, or that the driver has to do without.
 pub(super) const NOT_SUPPORTED: Error = Error::Store(-EOPNOTSUPP);
-/// What becomes of a look whether the header still says what it did: `Ok(())` if so.
-///
-/// # Errors
-///
-/// [`Error::NeedsReadOnly`] with `what` if not, or if it is no good header any more: somebody else has
-/// written to the image. What the store says is passed on.
-pub(super) fn ensure_same(is_same: Result<bool>, what: &'static str) -> Result {
-    match is_same {
-        Ok(true) => Ok(()),
-        Err(error @ Error::Store(_)) => Err(error),
-        _ => Err(Error::NeedsReadOnly(Fault::new(what, 0))),
-    }
-}
 
 /// A size in bytes without the part of a sector at its end: QEMU does not show that either.
 pub(super) fn whole_sectors(size: u64) -> u64 {

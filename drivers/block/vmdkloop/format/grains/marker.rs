@@ -3,8 +3,7 @@
 //! What a header says while a file is open for writing.
 
 use loop_parser::contract::{
-    Error,
-    Fault,
+    num::ensure_same,
     HostRange,
     Result,
     TablesMut, //
@@ -34,8 +33,7 @@ impl Marker {
     ///
     /// # Errors
     ///
-    /// [`Error::NeedsReadOnly`] if not, or if it is no good header any more: somebody else has written
-    /// to the file.
+    /// As [`ensure_same`].
     // Not inlined, for the stack.
     #[inline(never)]
     pub(super) fn check_unchanged(&self, tables: &dyn TablesMut, layout: &Layout) -> Result {
@@ -46,14 +44,10 @@ impl Marker {
             };
             resized == *layout && now.size >= layout.size
         };
-        match (self.load)(tables, layout.has_parent) {
-            Ok(now) if is_same(now) => Ok(()),
-            Err(error @ Error::Store(_)) => Err(error),
-            _ => Err(Error::NeedsReadOnly(Fault::new(
-                "VMDK header was changed by somebody else after it was attached",
-                0,
-            ))),
-        }
+        ensure_same(
+            (self.load)(tables, layout.has_parent).map(is_same),
+            "VMDK header was changed by somebody else after it was attached",
+        )
     }
 
     /// Whether the file is marked as open.
