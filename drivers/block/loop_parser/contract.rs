@@ -57,8 +57,10 @@ pub use map::{
 };
 pub use parent::Parent;
 pub use probe::{
+    is_vmdk_text,
     Probe,
-    Verdict, //
+    Verdict,
+    VMDK_TEXT_HEAD, //
 };
 pub use tables::{
     Tables,

@@ -8,7 +8,10 @@
 
 use kernel::prelude::*;
 
-use crate::contract::Probe;
+use crate::contract::{
+    is_vmdk_text,
+    Probe, //
+};
 
 /// A format whose parser can be loaded.
 struct Format {
@@ -83,15 +86,3 @@ fn is_vmdk(probe: &Probe<'_>) -> bool {
     const BINARY: [&[u8]; 3] = [b"KDMV", b"COWD", b"\xbe\xba\xfe\xca\0\0\0\0"];
     BINARY.iter().any(|magic| probe.head.starts_with(magic)) || is_vmdk_text(probe.head)
 }
-
-/// Whatever the case, and wherever blanks are: as the parser's probe.
-fn is_vmdk_text(head: &[u8]) -> bool {
-    let start = head.iter().take(64).filter(|byte| **byte != b' ');
-    start
-        .take(VMDK_TEXT.len())
-        .map(u8::to_ascii_lowercase)
-        .eq(VMDK_TEXT.iter().copied())
-}
-
-/// What a descriptor begins with, without the blanks.
-const VMDK_TEXT: &[u8] = b"#diskdescriptorfile";

@@ -24,6 +24,23 @@ impl Probe<'_> {
     pub const TAIL: usize = 1024;
 }
 
+/// How many bytes of the start of a file [`is_vmdk_text`] looks at.
+pub const VMDK_TEXT_HEAD: usize = 64;
+
+/// Whether a file that begins with `head` is a VMDK descriptor. Upper and lower case are the same, and blanks
+/// do not count: VirtualBox reads the first line with some more and some fewer than VMware writes.
+///
+/// The driver asks before there is a parser, and the parser has to say the same.
+pub fn is_vmdk_text(head: &[u8]) -> bool {
+    const TITLE: &[u8] = b"#diskdescriptorfile";
+    let start = head.iter().take(VMDK_TEXT_HEAD);
+    start
+        .filter(|byte| **byte != b' ')
+        .take(TITLE.len())
+        .map(u8::to_ascii_lowercase)
+        .eq(TITLE.iter().copied())
+}
+
 /// A parser's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

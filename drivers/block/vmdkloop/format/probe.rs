@@ -3,17 +3,13 @@
 //! Recognising a VMDK.
 
 use loop_parser::contract::{
+    is_vmdk_text,
     Probe,
     Result,
     Tables,
-    Verdict, //
+    Verdict,
+    VMDK_TEXT_HEAD, //
 };
-
-/// What a descriptor file begins with, in upper or lower case, apart from blanks: VirtualBox reads it with
-/// some more and some fewer than VMware writes.
-const TEXT: &[u8] = b"#diskdescriptorfile";
-/// Bytes in which that has to be. The driver looks for the same (`signatures.rs` of `loop_parser`).
-const HEAD_LEN: usize = 64;
 
 /// What a file begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,17 +35,9 @@ impl Magic {
         let binary = BINARY.iter().find(|(magic, _)| head.starts_with(magic));
         match binary {
             Some((_, magic)) => Some(*magic),
-            None => is_text(head).then_some(Magic::Text),
+            None => is_vmdk_text(head).then_some(Magic::Text),
         }
     }
-}
-
-fn is_text(head: &[u8]) -> bool {
-    let start = head.iter().take(HEAD_LEN).filter(|byte| **byte != b' ');
-    start
-        .take(TEXT.len())
-        .map(u8::to_ascii_lowercase)
-        .eq(TEXT.iter().copied())
 }
 
 /// Answers whether a file is a VMDK.
@@ -62,9 +50,9 @@ pub fn probe(probe: &Probe<'_>) -> Verdict {
 
 /// What the file begins with; `None` if it is of another format.
 pub(super) fn magic(tables: &dyn Tables) -> Result<Option<Magic>> {
-    let mut head = [0; HEAD_LEN];
+    let mut head = [0; VMDK_TEXT_HEAD];
     let size = usize::try_from(tables.size()?).unwrap_or(usize::MAX);
-    let Some(head) = head.get_mut(..size.min(HEAD_LEN)) else {
+    let Some(head) = head.get_mut(..size.min(VMDK_TEXT_HEAD)) else {
         return Ok(None);
     };
     tables.load(0, head)?;
