@@ -47,8 +47,8 @@ use crate::{
 /// # Errors
 ///
 /// `EINVAL` if the file is not open for reading and writing, or no such child; `EPERM` if the caller
-/// has no write access to the device; `EIO` if the old file cannot be made durable; what an attach can fail with. Then the
-/// device goes on with the file it has.
+/// has no write access to the device; `EIO` if the old file cannot be made durable; what an attach can
+/// fail with. Then the device goes on with the file it has.
 pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> Result {
     if !file.is_writable() || !file.is_readable() {
         return Err(EINVAL);
