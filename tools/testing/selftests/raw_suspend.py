@@ -13,7 +13,7 @@ import signal
 import subprocess
 
 from lib import blockio, loopdev, system, trees
-from lib.ktap import Skip, Suite, ensure, equal, same_bytes
+from lib.ktap import Skip, Suite, ensure, same_bytes
 from lib.system import run
 
 MIB = 1 << 20
@@ -27,13 +27,20 @@ def write(path, text):
         file.write(text)
 
 
+def set_meanwhile(t, path, text):
+    """Writes to a file of sysfs what it shall say until the test ends."""
+    with open(path, encoding="ascii") as file:
+        t.defer(write, path, file.read().strip())
+    write(path, text)
+
+
 def prepare(t):
-    """From now on, a suspend lasts a second and goes as far as this machine can."""
+    """Until the test ends, a suspend lasts a second and goes as far as this machine can."""
     if not os.path.exists("/sys/power/pm_test"):
         raise Skip("this kernel has no suspend for a test")
-    write("/sys/module/suspend/parameters/pm_test_delay", "1")
+    set_meanwhile(t, "/sys/module/suspend/parameters/pm_test_delay", "1")
     # Milliseconds: who waits for a slow disk is not frozen before it has answered.
-    write("/sys/power/pm_freeze_timeout", "300000")
+    set_meanwhile(t, "/sys/power/pm_freeze_timeout", "300000")
     write("/sys/power/pm_test", "freezer")
     t.defer(write, "/sys/power/pm_test", "none")
 
