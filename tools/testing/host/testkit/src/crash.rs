@@ -16,6 +16,11 @@ use crate::{
     store::{apply_fill, apply_resize, apply_write, Op, Sector, Sectors, Store, SECTOR},
 };
 
+/// How many runs of each scenario are crashed.
+pub fn seeds(default: u64) -> u64 {
+    std::env::var("LP_CRASH_SEEDS").map_or(default, |it| it.parse().unwrap())
+}
+
 /// Which stores survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Survivors {

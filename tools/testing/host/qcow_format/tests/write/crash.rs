@@ -9,81 +9,19 @@
 
 mod mutants;
 
-use std::{collections::BTreeMap, rc::Rc};
-
 use testkit::{
-    crash::{Replay, Survivors},
+    crash::{self, Replay, Survivors},
+    oracle::{Event, Oracle},
     rng::Rng,
-    store::{Op, Sector, Sectors, Store},
+    store::{Op, Sectors, Store},
     tools,
 };
 
 use crate::{
     checker::{self, Header},
-    guest::{Careless, Event, Guest},
+    guest::{Careless, Guest},
     image::{has_qemu, Base, Image, Spec},
 };
-
-/// What a sector may contain.
-struct Contents {
-    /// After a crash.
-    durable: Vec<Sector>,
-    /// Without one.
-    live: Vec<Sector>,
-}
-
-/// What every sector may contain.
-struct Oracle(BTreeMap<u64, Contents>);
-
-impl Oracle {
-    fn new(disk: &[u8]) -> Self {
-        let contents = disk.chunks_exact(512).map(|bytes| {
-            let sector: Sector = Rc::new(bytes.try_into().unwrap());
-            Contents {
-                durable: vec![sector.clone()],
-                live: vec![sector],
-            }
-        });
-        Self((0..).zip(contents).collect())
-    }
-
-    fn apply(&mut self, event: &Event) {
-        match event {
-            Event::Begin(first, sectors) => self.each(*first, sectors, |contents, sector| {
-                contents.durable.push(sector.clone());
-                contents.live.push(sector.clone());
-            }),
-            Event::Done(first, sectors) => self.each(*first, sectors, |contents, sector| {
-                contents.live = vec![sector.clone()];
-            }),
-            Event::Flushed => {
-                for contents in self.0.values_mut() {
-                    contents.durable = contents.live.clone();
-                }
-            }
-        }
-    }
-
-    fn each(&mut self, first: u64, sectors: &[Sector], change: impl Fn(&mut Contents, &Sector)) {
-        for (number, sector) in (first..).zip(sectors) {
-            change(self.0.get_mut(&number).unwrap(), sector);
-        }
-    }
-
-    #[track_caller]
-    fn check(&self, disk: &[u8], what: &str) {
-        assert_eq!(disk.len() as u64, self.0.len() as u64 * 512, "{what}: size");
-        for (number, bytes) in disk.chunks_exact(512).enumerate() {
-            let contents = &self.0[&(number as u64)];
-            assert!(
-                contents.durable.iter().any(|sector| sector[..] == *bytes),
-                "{what}: sector {number} is {:02x?}, not one of {}",
-                &bytes[..8],
-                contents.durable.len()
-            );
-        }
-    }
-}
 
 /// An image to crash.
 struct Scenario {
@@ -293,10 +231,9 @@ fn power_fails() {
     if !has_qemu() {
         return;
     }
-    let seeds = std::env::var("LP_CRASH_SEEDS").map_or(2, |it| it.parse().unwrap());
     let mut tally = Tally::default();
     for scenario in scenarios() {
-        for seed in 0..seeds {
+        for seed in 0..crash::seeds(2) {
             crash(&scenario, scenario.guest(seed), seed, &mut tally);
         }
     }

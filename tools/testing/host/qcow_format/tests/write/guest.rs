@@ -10,6 +10,7 @@ use loop_parser::contract::{
 };
 use qcow_format::format::v2::{self, Qcow2Allocator, Qcow2Map};
 use testkit::{
+    oracle::Event,
     rng::Rng,
     store::{Failure, Sector, Store},
 };
@@ -20,17 +21,6 @@ use crate::image::{pattern, Image};
 const FREED: u8 = 0xe7;
 /// Pieces of space that the driver keeps before it gives them back.
 const MAX_UNLINKED: usize = 4;
-
-/// What the guest did, as marks in the trace.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A write begins: from now on the sectors may have these contents.
-    Begin(u64, Vec<Sector>),
-    /// The write has succeeded: from now on the sectors read so.
-    Done(u64, Vec<Sector>),
-    /// A flush has succeeded: what was done is durable.
-    Flushed,
-}
 
 /// Rules of the driver that can be broken, to see that it is found out.
 #[derive(Clone, Copy, Debug, Default)]

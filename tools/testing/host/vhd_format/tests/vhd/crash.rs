@@ -10,12 +10,13 @@
 mod mutants;
 mod scenarios;
 
-use std::{collections::BTreeMap, rc::Rc};
+use std::rc::Rc;
 
 use loop_parser::contract::{Discard, TablesMut};
 use testkit::{
-    crash::{Replay, Survivors},
+    crash::{self, Replay, Survivors},
     device::{Begun, Device, Pending},
+    oracle::{Event, Oracle},
     rng::Rng,
     store::{Failure, Op, Sector, Sectors, Store},
     tools,
@@ -28,78 +29,6 @@ use crate::{
 use scenarios::{
     child, child_scenarios, device_scenarios, file_scenarios, scenario, small, Scenario,
 };
-
-/// What the guest did, as marks in the trace.
-#[derive(Debug)]
-enum Event {
-    /// A write begins: from now on the sectors may have these contents.
-    Begin(u64, Vec<Sector>),
-    /// The write has succeeded: from now on the sectors read so.
-    Done(u64, Vec<Sector>),
-    /// A flush has succeeded: what was done is durable.
-    Flushed,
-}
-
-/// What a sector may contain.
-struct Contents {
-    /// After a crash.
-    durable: Vec<Sector>,
-    /// Without one.
-    live: Vec<Sector>,
-}
-
-/// What every sector may contain.
-struct Oracle(BTreeMap<u64, Contents>);
-
-impl Oracle {
-    fn new(disk: &[u8]) -> Self {
-        let contents = disk.chunks_exact(512).map(|bytes| {
-            let sector: Sector = Rc::new(bytes.try_into().unwrap());
-            Contents {
-                durable: vec![sector.clone()],
-                live: vec![sector],
-            }
-        });
-        Self((0..).zip(contents).collect())
-    }
-
-    fn apply(&mut self, event: &Event) {
-        match event {
-            Event::Begin(first, sectors) => self.each(*first, sectors, |contents, sector| {
-                contents.durable.push(sector.clone());
-                contents.live.push(sector.clone());
-            }),
-            Event::Done(first, sectors) => self.each(*first, sectors, |contents, sector| {
-                contents.live = vec![sector.clone()];
-            }),
-            Event::Flushed => {
-                for contents in self.0.values_mut() {
-                    contents.durable = contents.live.clone();
-                }
-            }
-        }
-    }
-
-    fn each(&mut self, first: u64, sectors: &[Sector], change: impl Fn(&mut Contents, &Sector)) {
-        for (number, sector) in (first..).zip(sectors) {
-            change(self.0.get_mut(&number).unwrap(), sector);
-        }
-    }
-
-    #[track_caller]
-    fn check(&self, disk: &[u8], what: &str) {
-        assert_eq!(disk.len() as u64, self.0.len() as u64 * 512, "{what}: size");
-        for (number, bytes) in disk.chunks_exact(512).enumerate() {
-            let contents = &self.0[&(number as u64)];
-            assert!(
-                contents.durable.iter().any(|sector| sector[..] == *bytes),
-                "{what}: sector {number} is {:02x?}, not one of {}",
-                &bytes[..8],
-                contents.durable.len()
-            );
-        }
-    }
-}
 
 /// A guest at work.
 struct Guest {
@@ -468,18 +397,14 @@ fn crash_all(scenarios: &[Scenario], seeds: u64) {
     ));
 }
 
-fn seeds(default: u64) -> u64 {
-    std::env::var("LP_CRASH_SEEDS").map_or(default, |it| it.parse().unwrap())
-}
-
 #[test]
 fn files() {
-    crash_all(&file_scenarios(), seeds(16));
+    crash_all(&file_scenarios(), crash::seeds(16));
 }
 
 #[test]
 fn children() {
-    crash_all(&child_scenarios(), seeds(16));
+    crash_all(&child_scenarios(), crash::seeds(16));
 }
 
 /// A driver that does not sync a sector before its bit is found out.
@@ -509,7 +434,7 @@ fn early_hole_is_found() {
 
 #[test]
 fn devices() {
-    crash_all(&device_scenarios(), seeds(24));
+    crash_all(&device_scenarios(), crash::seeds(24));
 }
 
 /// The replay itself: it would find a pointer that is stored too early.

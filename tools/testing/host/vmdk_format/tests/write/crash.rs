@@ -6,9 +6,13 @@
 
 mod mutants;
 
+use std::rc::Rc;
+
 use loop_parser::contract::Discard;
 use testkit::{
-    crash::{Replay, Survivors},
+    crash::{self, Replay, Survivors},
+    mutants::without,
+    oracle::{Event, Oracle},
     rng::Rng,
     store::{Op, Store},
 };
@@ -22,16 +26,9 @@ use crate::{
 const SIZE: u64 = 1 << 20;
 const SECTORS: u64 = SIZE / 512;
 
-/// What sectors may contain: the last one flushed, and those since.
-type Contents = Vec<Vec<[u8; 512]>>;
-
-fn sectors(disk: &[u8]) -> impl Iterator<Item = [u8; 512]> + '_ {
-    disk.chunks_exact(512).map(|it| it.try_into().unwrap())
-}
-
 /// Something that a guest does. In sectors.
 #[derive(Clone, Copy, Debug)]
-enum Event {
+enum Action {
     Write {
         first: u64,
         count: u64,
@@ -52,7 +49,7 @@ struct Scenario {
     spec: Spec,
     /// Bytes that lie below.
     under: u64,
-    events: Vec<Event>,
+    actions: Vec<Action>,
     is_careless: bool,
     /// The image lies on a block device.
     is_device: bool,
@@ -65,31 +62,31 @@ impl Scenario {
         let mut rng = Rng::new(seed);
         let spec = if under > 0 { child(spec) } else { spec.clone() };
         let has_discard = under == 0 || spec.has_zero_grains;
-        let events = (0..24).map(|_| {
+        let actions = (0..24).map(|_| {
             let first = match rng.below(3) {
                 0 => rng.below(64),
                 _ => rng.below(SECTORS),
             };
             let count = (1 + rng.below(24)).min(SECTORS - first);
             match rng.below(10) {
-                0..=4 => Event::Write {
+                0..=4 => Action::Write {
                     first,
                     count,
                     byte: 1 + rng.below(250) as u8,
                 },
-                5 | 6 if has_discard => Event::Discard {
+                5 | 6 if has_discard => Action::Discard {
                     first: first & !7,
                     count: 8 + (count & !7),
                     how: [Discard::Zero, Discard::ZeroInPlace, Discard::Zero]
                         [rng.below(3) as usize],
                 },
-                9 => Event::Close,
-                _ => Event::Flush,
+                9 => Action::Close,
+                _ => Action::Flush,
             }
         });
         Self {
             under,
-            events: events.collect(),
+            actions: actions.collect(),
             spec,
             is_careless: false,
             is_device: false,
@@ -98,7 +95,7 @@ impl Scenario {
     }
 
     /// Does it. Returns the image as it was before, and what happened to it: a mark is the number of an
-    /// event that is about to begin, plus `DONE` of one that is done.
+    /// action that is about to begin, plus `DONE` of one that is done.
     fn record(&self) -> (Store, Vec<Op>) {
         let mut store = self.spec.build().store;
         if self.is_damaged {
@@ -113,20 +110,20 @@ impl Scenario {
             device.be_careless();
         }
         device.store.record();
-        for (index, event) in self.events.iter().enumerate() {
+        for (index, action) in self.actions.iter().enumerate() {
             device.store.mark(index);
-            match *event {
-                Event::Write { first, count, byte } => {
+            match *action {
+                Action::Write { first, count, byte } => {
                     device
                         .write(first * 512, &vec![byte; count as usize * 512])
                         .unwrap();
                 }
-                Event::Discard { first, count, how } => {
+                Action::Discard { first, count, how } => {
                     let count = count.min(SECTORS - first);
                     device.discard(first * 512, count * 512, how).unwrap();
                 }
-                Event::Flush => device.flush().unwrap(),
-                Event::Close => {
+                Action::Flush => device.flush().unwrap(),
+                Action::Close => {
                     device.trim().unwrap();
                     device.flush().unwrap();
                 }
@@ -137,18 +134,20 @@ impl Scenario {
         (store, device.store.take_trace())
     }
 
-    /// What an event makes of the sectors.
-    fn apply(&self, event: &Event, contents: &mut Contents) {
-        let mut put = |first: u64, count: u64, byte: u8| {
-            for sector in first..(first + count).min(SECTORS) {
-                contents[sector as usize].push([byte; 512]);
-            }
+    /// What a mark means for the sectors.
+    fn event(&self, mark: usize) -> Option<Event> {
+        let is_done = mark >= DONE;
+        let (first, count, byte) = match self.actions[mark % DONE] {
+            Action::Write { first, count, byte } => (first, count, byte),
+            Action::Discard { first, count, .. } => (first, count, 0),
+            Action::Flush | Action::Close => return is_done.then_some(Event::Flushed),
         };
-        match *event {
-            Event::Write { first, count, byte } => put(first, count, byte),
-            Event::Discard { first, count, .. } => put(first, count, 0),
-            Event::Flush | Event::Close => {}
-        }
+        let count = count.min(SECTORS - first);
+        let sectors = vec![Rc::new([byte; 512]); count as usize];
+        Some(match is_done {
+            false => Event::Begin(first, sectors),
+            true => Event::Done(first, sectors),
+        })
     }
 }
 
@@ -178,25 +177,14 @@ fn damage(store: &mut Store) {
 fn crashes(scenario: &Scenario, seed: u64, omit: &dyn Fn(&[Op]) -> Vec<usize>) -> Option<String> {
     let (store, trace) = scenario.record();
     let under = below(scenario.under, SIZE);
-    let mut contents: Contents = sectors(&disk(&store, &under)).map(|it| vec![it]).collect();
+    let mut oracle = Oracle::new(&disk(&store, &under));
     let omitted = omit(&trace);
     let mut rng = Rng::new(seed);
     let mut replay = Replay::new(store.sectors().clone(), store.len(), !scenario.is_device);
-    let kept = (0..).zip(trace).filter(|(at, _)| !omitted.contains(at));
-    for (_, op) in kept {
+    for op in without(trace, &omitted) {
         replay.apply(&op);
-        match op {
-            Op::Mark(index) if index < DONE => {
-                scenario.apply(&scenario.events[index], &mut contents);
-            }
-            Op::Mark(index) => {
-                if let Event::Flush | Event::Close = scenario.events[index - DONE] {
-                    contents.iter_mut().for_each(|it| {
-                        it.drain(..it.len() - 1);
-                    });
-                }
-            }
-            _ => {}
+        if let Op::Mark(mark) = op {
+            scenario.event(mark).iter().for_each(|it| oracle.apply(it));
         }
         for survivors in [
             Survivors::All,
@@ -206,7 +194,7 @@ fn crashes(scenario: &Scenario, seed: u64, omit: &dyn Fn(&[Op]) -> Vec<usize>) -
             Survivors::Most(3),
         ] {
             let (left, _) = replay.crash(survivors, &mut rng);
-            if let Some(what) = wrong(scenario, left, &under, &contents) {
+            if let Some(what) = wrong(scenario, left, &under, &oracle) {
                 return Some(format!("{what} after {op:?}, {survivors:?}"));
             }
         }
@@ -215,7 +203,7 @@ fn crashes(scenario: &Scenario, seed: u64, omit: &dyn Fn(&[Op]) -> Vec<usize>) -
 }
 
 /// What is wrong with an image that a power failure left.
-fn wrong(scenario: &Scenario, left: Store, under: &[u8], contents: &Contents) -> Option<String> {
+fn wrong(scenario: &Scenario, left: Store, under: &[u8], oracle: &Oracle) -> Option<String> {
     if let Some(what) = problem(&left, Redundant::MayDiffer) {
         return Some(what);
     }
@@ -226,10 +214,8 @@ fn wrong(scenario: &Scenario, left: Store, under: &[u8], contents: &Contents) ->
         return Some(format!("closed, but {what}"));
     }
     let after = disk(&left, under);
-    for (number, sector) in sectors(&after).enumerate() {
-        if !contents[number].contains(&sector) {
-            return Some(format!("sector {number} has a wrong content"));
-        }
+    if let Some(what) = oracle.complaint(&after) {
+        return Some(what);
     }
     // The next one who writes finds it in order, and leaves it so.
     let mut device = open_on(&scenario.spec, left, scenario.under).unwrap();
@@ -248,16 +234,11 @@ fn wrong(scenario: &Scenario, left: Store, under: &[u8], contents: &Contents) ->
     }
 }
 
-/// How many runs of each image are crashed.
-fn seeds() -> u64 {
-    std::env::var("LP_CRASH_SEEDS").map_or(2, |it| it.parse().unwrap())
-}
-
 #[test]
 fn power_failures() {
     for spec in kinds().iter().filter(|spec| spec.grain > 1) {
         for under in [0, 100 * 4096] {
-            for seed in 0..seeds() {
+            for seed in 0..crash::seeds(2) {
                 let scenario = Scenario::random(spec, under, seed);
                 assert_eq!(crashes(&scenario, seed, &|_| Vec::new()), None, "{spec:?}");
             }

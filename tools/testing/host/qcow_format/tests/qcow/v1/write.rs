@@ -2,11 +2,15 @@
 
 //! Guest writes to images of version 1.
 
+use std::rc::Rc;
+
 use loop_parser::contract::{Error, Extent, Placement};
 use proptest::prelude::*;
 use testkit::{
     crash::{Replay, Survivors},
     device::{Begun, Device},
+    mutants::without,
+    oracle::{Event, Oracle},
     rng::Rng,
     store::{Failure, Op, ENOSPC},
 };
@@ -294,13 +298,6 @@ fn size_that_is_not_durable() {
     assert!(found.contains("past the end"), "{found}");
 }
 
-/// What sectors may contain: the last one flushed, and those since.
-type Contents = Vec<Vec<[u8; 512]>>;
-
-fn sectors(disk: &[u8]) -> impl Iterator<Item = [u8; 512]> + '_ {
-    disk.chunks_exact(512).map(|it| it.try_into().unwrap())
-}
-
 /// What is wrong with what a power failure left, if anything is. The operations that `omit` names are
 /// left out of what was recorded.
 fn crashes(below: u64, is_careless: bool, omit: fn(&[Op]) -> Vec<usize>) -> Option<String> {
@@ -312,9 +309,7 @@ fn crashes(below: u64, is_careless: bool, omit: fn(&[Op]) -> Vec<usize>) -> Opti
     let mut under = vec![0xb5; below as usize];
     under.resize(1 << 20, 0);
     let mut device = open(spec.build().store).unwrap();
-    let mut contents: Contents = sectors(&disk(&device.store, &under))
-        .map(|it| vec![it])
-        .collect();
+    let mut oracle = Oracle::new(&disk(&device.store, &under));
     if below > 0 {
         device = device.on_top_of(base(below));
     }
@@ -322,13 +317,20 @@ fn crashes(below: u64, is_careless: bool, omit: fn(&[Op]) -> Vec<usize>) -> Opti
         device.be_careless();
     }
     let (before, size) = device.store.record();
+    let mut events = Vec::new();
+    let mut note = |device: &mut Device, event: Event| {
+        device.store.mark(events.len());
+        events.push(event);
+    };
     let writes = [9 * C, C + 512, 128 * C, 9 * C + 1024, 129 * C, 200 * C];
-    for (index, pos) in writes.iter().enumerate() {
-        device.store.mark(index);
-        device.write(*pos, &[1 + index as u8; 512]).unwrap();
-        if index % 2 == 1 {
+    for (byte, pos) in (1..).zip(writes) {
+        let sectors = vec![Rc::new([byte; 512])];
+        note(&mut device, Event::Begin(pos / 512, sectors.clone()));
+        device.write(pos, &[byte; 512]).unwrap();
+        note(&mut device, Event::Done(pos / 512, sectors));
+        if byte % 2 == 0 {
             device.flush().unwrap();
-            device.store.mark(100);
+            note(&mut device, Event::Flushed);
         }
     }
     device.trim().unwrap();
@@ -337,15 +339,10 @@ fn crashes(below: u64, is_careless: bool, omit: fn(&[Op]) -> Vec<usize>) -> Opti
     let mut replay = Replay::new(before, size, true);
     let trace = device.store.take_trace();
     let omitted = omit(&trace);
-    let kept = (0..).zip(trace).filter(|(at, _)| !omitted.contains(at));
-    for (_, op) in kept {
+    for op in without(trace, &omitted) {
         replay.apply(&op);
-        match op {
-            Op::Mark(100) => contents.iter_mut().for_each(|it| {
-                it.drain(..it.len() - 1);
-            }),
-            Op::Mark(index) => contents[writes[index] as usize / 512].push([1 + index as u8; 512]),
-            _ => {}
+        if let Op::Mark(index) = op {
+            oracle.apply(&events[index]);
         }
         for survivors in [
             Survivors::All,
@@ -358,11 +355,8 @@ fn crashes(below: u64, is_careless: bool, omit: fn(&[Op]) -> Vec<usize>) -> Opti
             if let Err(what) = places(&store) {
                 return Some(format!("{what} after {op:?}"));
             }
-            let after = disk(&store, &under);
-            for (number, sector) in sectors(&after).enumerate() {
-                if !contents[number].contains(&sector) {
-                    return Some(format!("sector {number} after {op:?}"));
-                }
+            if let Some(what) = oracle.complaint(&disk(&store, &under)) {
+                return Some(format!("{what} after {op:?}"));
             }
         }
     }

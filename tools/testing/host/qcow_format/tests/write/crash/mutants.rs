@@ -3,13 +3,13 @@
 //! Rules that are broken on purpose: what was recorded is changed as if the allocator had left out a
 //! sync, or had done things in another order. Each has to be found out.
 
-use std::{
-    ops,
-    panic::{self, AssertUnwindSafe},
-    rc::Rc,
-};
+use std::{ops, rc::Rc};
 
-use testkit::{store::Op, tools};
+use testkit::{
+    mutants::{complaint, is_sync, syncs_after, without},
+    store::Op,
+    tools,
+};
 
 use super::{crash_changed, has_qemu, Base, Event, Scenario, Spec, Tally};
 use crate::{
@@ -18,13 +18,6 @@ use crate::{
 };
 
 const SEEDS: u64 = 12;
-
-/// What a function says when it panics.
-fn complaint(function: impl FnOnce()) -> Option<String> {
-    let panic = panic::catch_unwind(AssertUnwindSafe(function)).err()?;
-    let text = panic.downcast_ref::<String>().cloned();
-    Some(text.unwrap_or_else(|| "something".into()))
-}
 
 /// Fails unless a function panics with one of these words.
 #[track_caller]
@@ -84,10 +77,6 @@ impl Places {
     }
 }
 
-fn is_sync(op: &Op) -> bool {
-    matches!(op, Op::Sync)
-}
-
 /// The syncs that are the last ones before an operation of some kind.
 fn syncs_before(trace: &[Op], is_kind: impl Fn(&Op) -> bool) -> Vec<usize> {
     let mut found = Vec::new();
@@ -97,21 +86,6 @@ fn syncs_before(trace: &[Op], is_kind: impl Fn(&Op) -> bool) -> Vec<usize> {
             last = Some(number);
         } else if is_kind(op) {
             found.extend(last.take());
-        }
-    }
-    found
-}
-
-/// The syncs that are the next ones after an operation of some kind.
-fn syncs_after(trace: &[Op], is_kind: impl Fn(&Op) -> bool) -> Vec<usize> {
-    let mut found = Vec::new();
-    let mut is_due = false;
-    for (number, op) in trace.iter().enumerate() {
-        if is_sync(op) && is_due {
-            found.push(number);
-            is_due = false;
-        } else if is_kind(op) {
-            is_due = true;
         }
     }
     found
@@ -136,12 +110,10 @@ fn assert_caught(scenario: impl FnOnce() -> Scenario, omit: Omit, expected: &[&s
                 scout.step();
             }
             let places = Places::new(&scenario, &scout);
-            let change = |mut trace: Vec<Op>, events: &[Event]| {
+            let change = |trace: Vec<Op>, events: &[Event]| {
                 let numbers = omit(&places, &trace, events);
                 omitted += numbers.len();
-                let mut number = 0..;
-                trace.retain(|_| !numbers.contains(&number.next().unwrap()));
-                trace
+                without(trace, &numbers)
             };
             crash_changed(&scenario, guest, seed, &mut Tally::default(), change);
         }

@@ -6,7 +6,7 @@
 //! nothing else is different: so it is taken out of that. What the format code does not do, moving
 //! and reusing blocks, is written out by hand.
 
-use std::panic::{self, AssertUnwindSafe};
+use testkit::mutants::{complaint, is_sync, without};
 
 use super::*;
 
@@ -38,10 +38,6 @@ impl Table {
 
 /// What is left out: from a trace, the numbers of operations.
 type Omit = fn(&Scenario, &[Op], &[Event]) -> Vec<usize>;
-
-fn is_sync(op: &Op) -> bool {
-    matches!(op, Op::Sync)
-}
 
 /// The last operation in front of `number` that is no mark.
 fn before(trace: &[Op], number: usize) -> Option<usize> {
@@ -190,25 +186,16 @@ fn flush_without_sync(_: &Scenario, trace: &[Op], events: &[Event]) -> Vec<usize
         .collect()
 }
 
-/// What a function says when it panics.
-fn complaint(function: impl FnOnce()) -> Option<String> {
-    let panic = panic::catch_unwind(AssertUnwindSafe(function)).err()?;
-    let text = panic.downcast_ref::<String>().cloned();
-    Some(text.unwrap_or_else(|| "something".into()))
-}
-
 /// Breaks a rule until that is found out; fails unless it is, by what is `expected`.
 #[track_caller]
 fn assert_caught(scenarios: &[Scenario], omit: Omit, expected: &[&str]) {
     let mut omitted = 0;
     for scenario in scenarios {
         for seed in 0..SEEDS {
-            let change = |mut trace: Vec<Op>, events: &[Event]| {
+            let change = |trace: Vec<Op>, events: &[Event]| {
                 let numbers = omit(scenario, &trace, events);
                 omitted += numbers.len();
-                let mut number = 0..;
-                trace.retain(|_| !numbers.contains(&number.next().unwrap()));
-                trace
+                without(trace, &numbers)
             };
             let guest = Guest::new(scenario, seed);
             let run = || crash_changed(scenario, guest, seed, &mut Tally::default(), change);
