@@ -31,6 +31,7 @@ mod space;
 
 use loop_parser::contract::{
     num::{
+        add,
         NO_ROOM,
         OUTSIDE,
         TOO_LARGE, //
@@ -49,11 +50,16 @@ use loop_parser::contract::{
 };
 
 use super::{
+    super::run::{
+        self,
+        Kind, //
+    },
     layout::{
         Entry,
         Layout,
         Mapping, //
     },
+    map::Walk,
     marker::Marker, //
 };
 use space::Space;
@@ -132,6 +138,50 @@ impl GrainAllocator {
         let entry = Entry(tables.load_le32(at)?);
         Ok((layout.decode(entry, tables.size()?, at)?, at))
     }
+
+    /// Takes `len` bytes of free space.
+    fn take(&mut self, tables: &mut dyn TablesMut, len: u64) -> Result<u64> {
+        let layout = self.layout;
+        self.space(tables)?.take(tables, &layout, len)
+    }
+
+    /// Enters `offset` as the place of the grain at guest position `pos`.
+    // Not inlined, for the stack.
+    #[inline(never)]
+    fn publish_grain(&mut self, tables: &mut dyn TablesMut, pos: u64, offset: u64) -> Result {
+        let layout = self.layout;
+        // The file belongs to its owner, who may have changed it in the meantime.
+        let index = layout.table_of(pos)?;
+        let pair = self.pair(tables, index)?.ok_or(OUTSIDE)?;
+        let slot = pair.slot(&layout, pos)?;
+        let old = Entry(tables.load_le32(slot.primary)?);
+        let file_size = tables.size()?;
+        if let Mapping::Data(_) = layout.decode(old, file_size, slot.primary)? {
+            let what = "VMDK table entry changed under us";
+            return Err(Error::malformed(what, slot.primary));
+        }
+        let new = Entry::for_offset(offset).ok_or(TOO_LARGE)?;
+        match layout.decode(new, file_size, slot.primary)? {
+            Mapping::Data(_) => {
+                let stored = slot.point(tables, self.space.as_mut(), old, new);
+                self.doubt(index, stored)
+            }
+            _ => Err(NO_ROOM),
+        }
+    }
+}
+
+/// Length in bytes of the grains from that of `pos` on that are the parent's, of those that a write of `len`
+/// bytes there is given places for.
+#[inline(never)]
+fn below_len(tables: &dyn TablesMut, layout: &Layout, pos: u64, len: u64) -> Result<u64> {
+    let start = layout.grain_start(pos);
+    let mut walk = Walk::new(layout, tables);
+    let run = run::find(&mut walk, start, layout.unit_len(pos, len))?;
+    match run.kind {
+        Kind::Below => Ok(run.len),
+        _ => Err(OUTSIDE),
+    }
 }
 
 impl Allocate for GrainAllocator {
@@ -156,8 +206,9 @@ impl Allocate for GrainAllocator {
         Ok(())
     }
 
-    /// Room is made for the whole grain of `pos`.
-    fn reserve(&mut self, tables: &mut dyn TablesMut, pos: u64, _len: u64) -> Result<Reserved> {
+    /// Room is made for the whole grain of `pos`; over a parent, where a sync is needed, for those behind it
+    /// as well that have no place and are written to.
+    fn reserve(&mut self, tables: &mut dyn TablesMut, pos: u64, len: u64) -> Result<Reserved> {
         let (mapping, at) = self.mapping(tables, pos)?;
         let layout = self.layout;
         if let Mapping::Data(grain) = mapping {
@@ -171,11 +222,15 @@ impl Allocate for GrainAllocator {
                 )),
             };
         }
-        let offset = self.space(tables)?.take(tables, &layout, layout.grain)?;
         let has_content = mapping == Mapping::Unallocated && layout.has_parent;
+        let len = match has_content {
+            true => below_len(tables, &layout, pos, len)?,
+            false => layout.grain,
+        };
+        let offset = self.take(tables, len)?;
         Ok(Reserved::Space(Reservation {
             pos: layout.grain_start(pos),
-            len: layout.grain,
+            len,
             offset,
             granule: match has_content {
                 true => layout.grain,
@@ -189,28 +244,17 @@ impl Allocate for GrainAllocator {
         &mut self,
         tables: &mut dyn TablesMut,
         space: &Reservation,
-        _written: Range,
+        written: Range,
     ) -> Result<Option<Unlinked>> {
         let layout = self.layout;
-        // The file belongs to its owner, who may have changed it in the meantime.
-        let index = layout.table_of(space.pos)?;
-        let pair = self.pair(tables, index)?.ok_or(OUTSIDE)?;
-        let slot = pair.slot(&layout, space.pos)?;
-        let old = Entry(tables.load_le32(slot.primary)?);
-        let file_size = tables.size()?;
-        if let Mapping::Data(_) = layout.decode(old, file_size, slot.primary)? {
-            let what = "VMDK table entry changed under us";
-            return Err(Error::malformed(what, slot.primary));
+        let end = written.pos.saturating_add(written.len);
+        let mut pos = written.pos;
+        while pos < end {
+            let skip = pos.checked_sub(space.pos).ok_or(OUTSIDE)?;
+            self.publish_grain(tables, pos, add(space.offset, skip, 0)?)?;
+            pos = add(pos, layout.grain, 0)?;
         }
-        let new = Entry::for_offset(space.offset).ok_or(TOO_LARGE)?;
-        match layout.decode(new, file_size, slot.primary)? {
-            Mapping::Data(_) => {
-                let stored = slot.point(tables, self.space.as_mut(), old, new);
-                self.doubt(index, stored)?;
-                Ok(None)
-            }
-            _ => Err(NO_ROOM),
-        }
+        Ok(None)
     }
 
     fn release(&mut self, space: &Reservation) {

@@ -27,6 +27,9 @@ pub(super) const ENTRY_LEN: u64 = 4;
 /// No entry can point to this host offset in bytes, or behind it.
 pub(super) const MAX_OFFSET: u64 = SECTOR_SIZE << 32;
 
+/// Most bytes of grains that are given their places together, unless a grain is larger.
+const MAX_UNIT: u64 = 1024 * 1024;
+
 /// Where things lie in a file.
 ///
 /// # Invariants
@@ -190,6 +193,23 @@ impl Layout {
     /// Bytes from guest position `pos` to the end of its grain.
     pub(super) fn left_in_grain(&self, pos: u64) -> u64 {
         self.grain.saturating_sub(self.within(pos))
+    }
+
+    /// Length in bytes of the grains, from that of `pos` on, that are given their places together for a
+    /// write of `len` bytes there: all of them, up to a limit, as far as one table has their entries. It
+    /// does not depend on the entries, as only one writer at a time may change these.
+    ///
+    /// Without a parent it is one grain: that needs no sync.
+    pub(super) fn unit_len(&self, pos: u64, len: u64) -> u64 {
+        if !self.has_parent {
+            return self.grain;
+        }
+        let end = self.within(pos).saturating_add(len);
+        let grains = end.div_ceil(self.grain.max(1)).max(1);
+        grains
+            .saturating_mul(self.grain)
+            .min(MAX_UNIT.max(self.grain))
+            .min(self.left_in_table(self.grain_start(pos)))
     }
 
     /// Which table has the entry of guest position `pos`.

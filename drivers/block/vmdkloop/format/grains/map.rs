@@ -99,7 +99,7 @@ impl Map for GrainMap {
             },
             _ => Placement::Allocate {
                 pos: self.layout.grain_start(pos),
-                len: self.layout.grain,
+                len: self.layout.unit_len(pos, len),
             },
         })
     }

@@ -5,9 +5,9 @@
 use loop_parser::contract::{Error, Extent};
 
 use crate::{
-    image::{put32, Header, Kind, Spec},
-    open::{open, open_on},
-    rules::kinds,
+    image::{check, disk, put32, Header, Kind, Spec},
+    open::{open, open_on, BELOW},
+    rules::{child, kinds},
 };
 
 /// A read in one grain: an entry of the directory, and one of a table.
@@ -131,5 +131,28 @@ fn kinds_are_what_they_say() {
             put32(&mut store, at, 1);
             assert!(crate::image::problem(&store, crate::image::Redundant::Equal).is_some());
         }
+    }
+}
+
+/// Grains of a child that are written together get their places together: what was the parent's has to be
+/// durable before the entries, and that costs a sync.
+#[test]
+fn syncs_of_a_child() {
+    const LEN: u64 = 1 << 20;
+    for spec in [Spec::cowd(1 << 14, 1), child(&Spec::new(1 << 14, 8))] {
+        let spec = spec.with_grains(&[40]);
+        let mut device = open_on(&spec, spec.build().store, 1 << 23).unwrap();
+        device.write(0, &[1; 512]).unwrap();
+        let mut shadow = device.read(0, 1 << 23).unwrap();
+        let syncs = device.store.syncs();
+        // The table's end, and a grain that has its place, are somewhere in it.
+        device.write(512 * 3, &[2; LEN as usize]).unwrap();
+        shadow[512 * 3..][..LEN as usize].fill(2);
+        let grains = LEN / 128 / spec.grain_len();
+        assert!(device.store.syncs() - syncs <= grains + 4, "{spec:?}");
+        assert!(device.read(0, 1 << 23).unwrap() == shadow);
+        let store = device.close().unwrap();
+        check(&store);
+        assert!(disk(&store, &[BELOW; 1 << 23]) == shadow);
     }
 }
