@@ -58,6 +58,7 @@ use crate::{
         Tables, //
     },
     group_sync::GroupSync,
+    holes::Holes,
     opening::Others,
     parser::{
         AttachRequest,
@@ -156,6 +157,8 @@ pub(crate) struct Image {
     /// The last fault that an I/O met.
     #[pin]
     last_fault: SpinLock<Option<Fault>>,
+    /// Where the file lies.
+    pub(crate) holes: Holes,
     peekable: bool,
     is_raw: bool,
     // Last: everything above may be code and data of the parser's module.
@@ -254,6 +257,7 @@ impl Image {
             poisoned: AtomicFlag::new(false),
             reported: AtomicFlag::new(false),
             last_fault <- new_spinlock!(None),
+            holes: Holes::new(),
             peekable,
             is_raw,
             parser,

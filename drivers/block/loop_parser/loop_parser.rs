@@ -37,6 +37,7 @@ mod discard;
 pub mod front;
 mod geometry;
 mod group_sync;
+mod holes;
 mod image;
 mod images;
 mod instance;

@@ -155,4 +155,8 @@ impl TablesMut for LockedTables<'_> {
     fn can_grow(&self) -> bool {
         self.file.kind() == Kind::Regular
     }
+
+    fn can_punch(&self) -> bool {
+        self.can_grow() && self.image.holes.are_there(self.file)
+    }
 }

@@ -360,6 +360,28 @@ def ext4_on_small_blocks(t):
 
 
 @suite.test
+def file_system_without_holes(t):
+    """What is discarded keeps its place: the file could not give it back, and would only grow."""
+    t.allow_log(r"operation not supported error, dev loop\d+, .*")
+    folder = os.path.dirname(backings.on_file_system(t, "vfat"))
+    path, shadow = full(t, 64 * KIB, 4 * MIB, folder)
+    size = os.path.getsize(path)
+    loop = t.attach(path)
+    ensure(loop.attr("queue/discard_max_bytes") != "0", "discards are not even tried")
+    with Direct(loop.path) as device:
+        for turn in range(5):
+            # The kernel does not say of the first one that it was refused.
+            attempt("blkdiscard", "-f", "-o", "0", "-l", str(2 * MIB), loop.path)
+            vhd_trim.zero(device, shadow, MIB + 512, 2 * MIB)
+            same_bytes(device.read(MIB, 3 * MIB), bytes(shadow[MIB:]), "what was not discarded")
+            vhd_trim.write(device, shadow, 0, blockio.pattern(3 * MIB, turn))
+    equal(loop.attr("queue/discard_max_bytes"), "0", "discard_max_bytes")
+    loop.detach()
+    equal(os.path.getsize(path), size, "size of the file")
+    images.judge(t, path, bytes(shadow))
+
+
+@suite.test
 def ext4_with_fio_and_trim(t):
     """fio trims what it has written, and verifies the rest."""
     path = vhd.Dynamic(32 * MIB, 64 * KIB).write(os.path.join(t.ext4(96), "a.vhd"))

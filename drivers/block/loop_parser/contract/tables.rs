@@ -82,6 +82,11 @@ pub trait TablesMut: Tables {
     /// space moreover holds old bytes.
     fn can_grow(&self) -> bool;
 
+    /// Whether what [`Allocate::reclaim`](super::Allocate::reclaim) says can be punched leaves the file:
+    /// false for a block device, and on a file system that has no holes. For discards, which may free
+    /// places that are not used again only where that is so.
+    fn can_punch(&self) -> bool;
+
     /// Stores a big-endian 32-bit entry.
     fn store_be32(&mut self, offset: u64, value: u32) -> Result {
         self.store(offset, &value.to_be_bytes())

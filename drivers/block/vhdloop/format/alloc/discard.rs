@@ -69,13 +69,13 @@ impl Blocks {
     }
 
     /// Whether a place that is not used again will not be missed: no write may ever fail because of a
-    /// discard. A block device has no more room than it has. A file has, as long as there are sector
-    /// numbers left for all of the disk.
+    /// discard. A block device has no more room than it has, nor has a file system that cannot have it
+    /// back. A file has, as long as there are sector numbers left for all of the disk.
     fn can_lose_places(&self, tables: &mut dyn TablesMut) -> Result<bool> {
         let places = self.blocks.saturating_add(1);
         let disk = places.saturating_mul(stride(&self.layout));
         let end = tables.size()?.saturating_add(disk);
-        Ok(tables.can_grow() && end <= MAX_DISK_SIZE)
+        Ok(end <= MAX_DISK_SIZE && tables.can_punch())
     }
 
     /// Removes the entry of block `index`.

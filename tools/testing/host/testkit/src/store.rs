@@ -79,6 +79,7 @@ pub struct Store {
     sectors: Sectors,
     size: u64,
     can_grow: bool,
+    has_holes: bool,
     /// What was done, if that is recorded.
     trace: Option<Vec<Op>>,
     /// Stores until one fails, and how.
@@ -109,6 +110,7 @@ impl Store {
             sectors,
             size,
             can_grow,
+            has_holes: true,
             trace: None,
             fail_in: None,
             capacity: None,
@@ -119,6 +121,12 @@ impl Store {
             loads: Cell::new(0),
             loaded_bytes: Cell::new(0),
         }
+    }
+
+    /// The same on a file system that has no holes.
+    pub fn without_holes(mut self) -> Self {
+        self.has_holes = false;
+        self
     }
 
     /// The same content on a block device of `size` bytes whose free space is full of junk.
@@ -464,6 +472,10 @@ impl TablesMut for Store {
 
     fn can_grow(&self) -> bool {
         self.can_grow
+    }
+
+    fn can_punch(&self) -> bool {
+        self.can_grow && self.has_holes
     }
 }
 

@@ -125,11 +125,11 @@ impl GrainAllocator {
     }
 
     /// Whether a place that is not used again will not be missed: no write may ever fail because of a
-    /// discard. A block device has no more room than it has. A file has, as long as there are sector
-    /// numbers.
+    /// discard. A block device has no more room than it has, nor has a file system that cannot have it
+    /// back. A file has, as long as there are sector numbers.
     fn can_lose_places(&self, tables: &dyn TablesMut) -> Result<bool> {
         let most = tables.size()?.saturating_add(self.layout.most_growth());
-        Ok(tables.can_grow() && most <= MAX_OFFSET)
+        Ok(most <= MAX_OFFSET && tables.can_punch())
     }
 
     /// Removes the entry of the grain at the start of `range`, and those behind it that are covered by

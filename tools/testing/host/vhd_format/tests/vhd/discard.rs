@@ -283,6 +283,24 @@ fn blocks_on_a_device_keep_their_places() {
     assert_ne!(device.store.get_be32(1536), u32::MAX);
 }
 
+/// A file would grow for ever if what it cannot give back were not used again.
+#[test]
+fn blocks_without_holes_keep_their_places() {
+    let spec = Spec::dynamic(16 * BLOCK, 4096).with_blocks(&[(3, Bits::Ones)]);
+    let mut device = open(spec.build().store.without_holes()).unwrap();
+    device.write(3 * BLOCK, &sector(1)).unwrap();
+    let size = device.store.len();
+    for round in 0..20 {
+        device.write(3 * BLOCK, &sector(round)).unwrap();
+        let how = ALL[round as usize % 3];
+        device.discard(0, 16 * BLOCK, how).unwrap();
+        let disk = device.read(0, 16 * BLOCK).unwrap();
+        assert!(disk.iter().all(|it| *it == 0));
+        assert_sound(&device.store);
+    }
+    assert_eq!(device.store.len(), size);
+}
+
 /// Nor has a file one, where there are not enough sector numbers left for the whole disk.
 #[test]
 fn blocks_at_the_end_of_the_format_keep_their_places() {

@@ -569,4 +569,8 @@ impl TablesMut for Chaos {
     fn can_grow(&self) -> bool {
         self.is_honest()
     }
+
+    fn can_punch(&self) -> bool {
+        self.is_honest()
+    }
 }

@@ -181,6 +181,28 @@ fn block_devices() {
     }
 }
 
+/// A file would grow for ever if what it cannot give back were not used again.
+#[test]
+fn no_holes() {
+    for spec in kinds() {
+        let image = spec.build();
+        let grain = spec.grain_len();
+        let mut device = open_on(&spec, image.store.without_holes(), 0).unwrap();
+        device.write(2 * grain, &[1; 512]).unwrap();
+        let size = device.store.len();
+        for round in 0..100 {
+            for how in ALL {
+                device.discard(2 * grain, grain, how).unwrap();
+                let all = device.read(2 * grain, grain).unwrap();
+                assert!(all.iter().all(|it| *it == 0));
+                device.write(2 * grain, &[round; 512]).unwrap();
+            }
+        }
+        assert_eq!(device.store.len(), size);
+        check(&device.close().unwrap());
+    }
+}
+
 /// No discard is the reason that there are no sector numbers left.
 #[test]
 fn near_the_largest_file() {
