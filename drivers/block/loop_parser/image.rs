@@ -143,6 +143,10 @@ pub(crate) struct Image {
     synced: Atomic<u64>,
     /// The parser was told that there will be writes.
     has_begun: AtomicFlag,
+    /// How often that was done.
+    begins: Atomic<u32>,
+    /// The layer below was written to until this image was put on it, and is not durable yet.
+    is_below_unsettled: AtomicFlag,
     /// Direct writes in flight (read side) against table and buffered writes (write side).
     #[pin]
     gate: RwSemaphore,
@@ -251,6 +255,8 @@ impl Image {
             synced: Atomic::new(0),
             // A raw file is as it is.
             has_begun: AtomicFlag::new(is_raw),
+            begins: Atomic::new(0),
+            is_below_unsettled: AtomicFlag::new(false),
             gate <- RwSemaphore::new(),
             direct_devices: Atomic::new(0),
             users: Atomic::new(0),
@@ -438,6 +444,7 @@ impl Image {
         let data = self.data.as_ref().filter(|data| data.is_writer());
         data.map_or(Ok(()), |data| data.file().fsync())
             .and_then(|()| self.sync_parts())
+            .and_then(|()| self.sync_below())
             .and_then(|()| file.fsync())
             .inspect_err(|error| self.poison("syncing", *error))
     }
@@ -445,6 +452,30 @@ impl Image {
     fn sync_parts(&self) -> kernel::error::Result {
         let mut written = self.parts.users().filter(|part| part.is_writer());
         written.try_for_each(|part| part.image().sync_written(part.file()))
+    }
+
+    /// Of a layer below that was the device's own until a moment ago.
+    fn sync_below(&self) -> kernel::error::Result {
+        if !self.is_below_unsettled.load(Acquire) {
+            return Ok(());
+        }
+        let below = self.parents.first().ok_or(EIO)?;
+        below.image().sync(below.file())
+    }
+
+    /// It is about to take the place of the image below it, which requests have written to: until
+    /// [`Image::settled`] what is made durable includes that one.
+    pub(crate) fn unsettle(&self) {
+        self.is_below_unsettled.store(true, Release);
+    }
+
+    /// The image below was made durable, or cannot be.
+    pub(crate) fn settled(&self, result: kernel::error::Result) -> kernel::error::Result {
+        match result {
+            Ok(()) => self.is_below_unsettled.store(false, Release),
+            Err(error) => self.poison("syncing the layer below", error),
+        }
+        result
     }
 
     /// Makes what was written durable, if anything was since the last time: a disk can have thousands of
@@ -624,6 +655,12 @@ impl Image {
         self.begin_locked(file)
     }
 
+    /// How often the parser was told: what the image is known by may change then. Says nothing while a
+    /// write is under way.
+    pub(crate) fn begins(&self) -> u32 {
+        self.begins.load(Acquire)
+    }
+
     /// Tells the parser once more before the next write. The caller holds the image's mutex, or has
     /// held it since the parser has changed its mind.
     pub(crate) fn begin_again(&self) {
@@ -638,7 +675,9 @@ impl Image {
             return Ok(());
         }
         let Allocation { alloc, scratch, .. } = &mut *allocation;
-        alloc.begin(&mut LockedTables::new(self, file, scratch))?;
+        let begun = alloc.begin(&mut LockedTables::new(self, file, scratch));
+        self.begins.fetch_add(1, Full);
+        begun?;
         self.has_begun.store(true, Release);
         Ok(())
     }

@@ -5,6 +5,11 @@
 //! The new file is a child of the one that the device has. From then on that one is a layer below
 //! and is not written any more. The guest disk stays what it is, so nobody is told: no media change,
 //! no new disk sequence number, no look for partitions.
+//!
+//! With the queue frozen the files are only switched: nothing is read or written then, as whoever holds
+//! a lock of a file system may be waiting for memory, and so for the device. The old image is finished
+//! when the device works again. Until that is done, whatever makes the new one durable makes the old
+//! one durable, too: what the guest has written before is in there.
 
 use kernel::{
     prelude::*,
@@ -48,7 +53,8 @@ use crate::{
 ///
 /// `EINVAL` if the file is not open for reading and writing, or no such child; `EPERM` if the caller
 /// has no write access to the device; `EIO` if the old file cannot be made durable; what an attach can
-/// fail with. Then the device goes on with the file it has.
+/// fail with. Then the device goes on with the file it has, unless it was only after the change that
+/// the old one could not be made durable: then the device has the new one, and cannot be written.
 pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> Result {
     if !file.is_writable() || !file.is_readable() {
         return Err(EINVAL);
@@ -75,37 +81,41 @@ pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> 
     // Its code is the parser's, which is loaded as long as there is an image: dropped before that.
     let parent = parent;
     let new = other.user.image().clone();
-    // Most of what there is to sync, while the device still works.
+    // Most of what there is to sync, while nothing is changed yet.
     below.image().sync(below.file())?;
-    {
+    new.unsettle();
+    loop {
+        // The first write since it was attached may just have changed what it is known by.
+        let begins = below.image().begins();
+        if !opening.knows(&*parent, &below)? {
+            return Err(EINVAL);
+        }
         let mut config = device.config_killable()?;
         let attached = config.bound()?;
         if !Arc::ptr_eq(attached.user.image(), below.image()) {
             return Err(EBUSY);
         }
-        switch(device, &mut config, &mut other, || {
-            // The first write since it was attached may just have changed what it is known by.
-            opening.knows(&*parent, &below)
-        })?;
+        if switch(device, &mut config, &mut other, begins)? {
+            break;
+        }
     }
     attributes::replace(device, other.user.image(), &new);
-    Ok(())
+    new.settled(other.user.finish())
 }
 
-/// Switches the files: puts the old one into `other`. `is_parent` is asked when nothing is written to that
-/// any more.
+/// Switches the files: puts the old one into `other`. `false`: it was told once more than `begins` times
+/// that there will be writes.
 fn switch(
     device: &Device,
     config: &mut Config,
     other: &mut AttachedFile,
-    is_parent: impl FnOnce() -> Result<bool>,
-) -> Result {
+    begins: u32,
+) -> Result<bool> {
     let disk = device.disk_ref();
     let mut limits = LimitsUpdate::start(disk);
     let frozen = disk.freeze();
-    config.bound()?.user.finish()?;
-    if !is_parent()? {
-        return Err(EINVAL);
+    if config.bound()?.user.image().begins() != begins {
+        return Ok(false);
     }
     let block_size = limits::logical_block_size(disk);
     geometry::update_limits(config, other, &mut limits, block_size);
@@ -117,5 +127,5 @@ fn switch(
         core::mem::swap(attached, other);
     }
     config.enforce(&frozen);
-    Ok(())
+    Ok(true)
 }

@@ -25,7 +25,8 @@ use crate::{
     reclaim,
     sys::{
         file::BackingFile,
-        globals::IMAGES, //
+        globals::IMAGES,
+        work::WorkerContext, //
     }, //
 };
 
@@ -188,8 +189,10 @@ impl ImageUser {
         self.direct
     }
 
-    /// Gives back what was reserved for writes and makes everything durable, while nobody writes.
+    /// Gives back what was reserved for writes and makes everything durable, while nobody writes. A child
+    /// may be on the image already: to get memory must not mean to wait for writes to that.
     pub(crate) fn finish(&self) -> Result {
+        let _context = WorkerContext::enter();
         self.give_back();
         self.image
             .finish(&mut self.image.allocation.lock(), &self.file)
