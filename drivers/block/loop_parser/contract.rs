@@ -19,6 +19,7 @@ mod map;
 pub mod num;
 mod parent;
 mod probe;
+pub mod space;
 mod tables;
 
 pub use attach::{

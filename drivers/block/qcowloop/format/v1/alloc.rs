@@ -22,6 +22,7 @@
 mod space;
 
 use loop_parser::contract::{
+    space::Space,
     Allocate,
     Discard,
     Discarded,
@@ -53,7 +54,6 @@ use super::{
         Mapping, //
     },
 };
-use space::Space;
 
 /// Makes room for writes to clusters that have no place of their own.
 #[derive(Debug)]
@@ -82,7 +82,7 @@ impl QcowAllocator {
 
     /// The cursors, for a file as it is now.
     fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
-        Space::look(&mut self.space, tables, &self.layout)
+        space::look(&mut self.space, tables, &self.layout)
     }
 
     /// The entry of guest position `pos`; `None` if there is no L2 table.

@@ -36,6 +36,7 @@ use loop_parser::contract::{
         OUTSIDE,
         TOO_LARGE, //
     },
+    space::Space,
     Allocate,
     Discard,
     Discarded,
@@ -62,7 +63,6 @@ use super::{
     map::Walk,
     marker::Marker, //
 };
-use space::Space;
 
 /// Makes room for writes to grains that have no place of their own.
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl GrainAllocator {
         if let Some((_, error)) = self.refused.filter(|(size, _)| *size == file_size) {
             return Err(error);
         }
-        Space::look(&mut self.space, tables, &self.layout, &mut self.floor).inspect_err(|error| {
+        space::look(&mut self.space, tables, &self.layout, &mut self.floor).inspect_err(|error| {
             if let Error::Malformed(_) | Error::Unsupported(_) = error {
                 self.refused = Some((file_size, *error));
             }
@@ -137,12 +137,6 @@ impl GrainAllocator {
         let at = layout.entry_at(pair.primary, pos)?;
         let entry = Entry(tables.load_le32(at)?);
         Ok((layout.decode(entry, tables.size()?, at)?, at))
-    }
-
-    /// Takes `len` bytes of free space.
-    fn take(&mut self, tables: &mut dyn TablesMut, len: u64) -> Result<u64> {
-        let layout = self.layout;
-        self.space(tables)?.take(tables, &layout, len)
     }
 
     /// Enters `offset` as the place of the grain at guest position `pos`.
@@ -227,7 +221,7 @@ impl Allocate for GrainAllocator {
             true => below_len(tables, &layout, pos, len)?,
             false => layout.grain,
         };
-        let offset = self.take(tables, len)?;
+        let offset = self.space(tables)?.take(tables, len)?;
         Ok(Reserved::Space(Reservation {
             pos: layout.grain_start(pos),
             len,
@@ -297,7 +291,7 @@ impl Allocate for GrainAllocator {
         // The two may differ: the next one to touch the table makes them equal.
         let _ = self.catch_up(tables);
         if let Some(space) = self.space.take() {
-            space.trim(tables, &self.layout)?;
+            space.trim(tables)?;
         }
         if self.is_marked {
             tables.sync()?;

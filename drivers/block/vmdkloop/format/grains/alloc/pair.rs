@@ -10,6 +10,7 @@ use loop_parser::contract::{
         OUTSIDE,
         TOO_LARGE, //
     },
+    space::Space,
     Error,
     Result,
     TablesMut,
@@ -22,10 +23,7 @@ use super::{
         Layout, //
     },
     copy,
-    space::{
-        Space,
-        MAX_LOADS, //
-    },
+    space::MAX_LOADS,
     GrainAllocator, //
 };
 
@@ -228,7 +226,7 @@ impl GrainAllocator {
             redundant: None,
         };
         let space = self.space(tables)?;
-        let copy = space.take(tables, &layout, layout.table_len())?;
+        let copy = space.take(tables, layout.table_len())?;
         let entry = Entry::for_offset(copy).ok_or(TOO_LARGE)?;
         let stored = make_equal(tables, primary, copy, layout.table_len())
             .and_then(|()| tables.sync())
@@ -251,7 +249,7 @@ impl GrainAllocator {
             None => each,
         };
         let space = self.space(tables)?;
-        let primary = space.take(tables, &layout, len)?;
+        let primary = space.take(tables, len)?;
         let pair = Pair {
             primary,
             redundant: match layout.redundant {

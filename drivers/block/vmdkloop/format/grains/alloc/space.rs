@@ -1,19 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Free space behind everything else.
+//! Where free space begins: behind everything else.
 
 use loop_parser::contract::{
-    num::{
-        add,
-        align_up,
-        is_out_of_room,
-        NO_ROOM,
-        TOO_LARGE, //
+    num::add,
+    space::{
+        Rules,
+        Space, //
     },
     Error,
     Result,
-    TablesMut,
-    SECTOR_SIZE, //
+    TablesMut, //
 };
 use zerocopy::{
     little_endian::U32,
@@ -27,177 +24,40 @@ use super::super::layout::{
     MAX_OFFSET, //
 };
 
-/// A file is extended by about this many bytes at a time.
-const RESERVE_SIZE: u64 = 4 * 1024 * 1024;
 /// Entries that are looked at at a time.
 const SCAN_ENTRIES: usize = 32;
 /// Most loads of a look at all entries: enough for 8 TiB in grains of 64 KiB. An image that needs more is
 /// not written to, as everybody would have to wait for it.
 pub(super) const MAX_LOADS: u64 = 1 << 22;
 
-/// Where the next grain goes.
+/// The cursors of an image, as far as the file is still as they left it; otherwise from another look at
+/// it. Nothing in front of `floor` is free.
 ///
-/// # Invariants
+/// # Errors
 ///
-/// No entry points to `next` or behind it. Between `next` and `end` a file was never written, except
-/// below `dirty_end`.
-#[derive(Debug)]
-pub(super) struct Space {
-    /// Host offset of what is free, at a multiple of the grain.
-    next: u64,
-    /// Where it ends: the end of the file.
-    end: u64,
-    /// Up to here it may hold anything.
-    dirty_end: u64,
-    /// Up to here nothing can be released any more.
-    settled: u64,
-    /// Bytes in a grain.
-    grain: u64,
-}
-
-impl Space {
-    /// The cursors of an image, as far as the file is still as they left it; otherwise from another
-    /// look at it. Nothing in front of `floor` is free.
-    pub(super) fn look<'a>(
-        known: &'a mut Option<Self>,
-        tables: &mut dyn TablesMut,
-        layout: &Layout,
-        floor: &mut u64,
-    ) -> Result<&'a mut Self> {
-        let file_size = tables.size()?;
-        let space = match known.take() {
-            Some(space) if space.end == file_size => space,
-            old => {
-                // What was handed out does not show in the tables yet.
-                *floor = (*floor).max(old.map_or(0, |old| old.next));
-                Self::survey(tables, layout, file_size, *floor)?
-            }
-        };
-        Ok(known.insert(space))
-    }
-
-    /// # Errors
-    ///
-    /// [`Error::Malformed`] if an entry points past the end of the file.
-    #[inline(never)]
-    fn survey(
-        tables: &mut dyn TablesMut,
-        layout: &Layout,
-        file_size: u64,
-        floor: u64,
-    ) -> Result<Self> {
-        let used = scan(tables, layout, file_size)?.max(floor);
-        let mut space = Self {
-            next: align_up(used, layout.grain, used)?,
-            end: file_size,
-            dirty_end: file_size,
-            settled: 0,
-            grain: layout.grain,
-        };
-        if tables.can_grow() {
-            // In a file nothing is taken for free that somebody else has put there.
-            space.next = align_up(used.max(file_size), layout.grain, used)?;
-            if space.next > file_size {
-                space.extend(tables, layout, space.next)?;
-            }
+/// As for [`scan`].
+pub(super) fn look<'a>(
+    known: &'a mut Option<Space>,
+    tables: &mut dyn TablesMut,
+    layout: &Layout,
+    floor: &mut u64,
+) -> Result<&'a mut Space> {
+    let file_size = tables.size()?;
+    let space = match known.take() {
+        Some(space) if space.is_of(file_size) => space,
+        old => {
+            // What was handed out does not show in the tables yet.
+            *floor = (*floor).max(old.map_or(0, |old| old.start()));
+            let used = scan(tables, layout, file_size)?.max(*floor);
+            let rules = Rules {
+                unit: layout.grain,
+                limit: MAX_OFFSET,
+                free_at: layout.free_at,
+            };
+            Space::behind(used, tables, file_size, rules)?
         }
-        Ok(space)
-    }
-
-    /// Takes `len` bytes in whole grains: they read as zero, and that is durable.
-    #[inline(never)]
-    pub(super) fn take(
-        &mut self,
-        tables: &mut dyn TablesMut,
-        layout: &Layout,
-        len: u64,
-    ) -> Result<u64> {
-        let start = self.next;
-        let end = add(start, align_up(len, self.grain, start)?, start)?;
-        if end > MAX_OFFSET {
-            return Err(TOO_LARGE);
-        }
-        if end > self.end {
-            self.grow(tables, layout, end)?;
-        }
-        if start < self.dirty_end {
-            tables.fill(start, end.saturating_sub(start), 0)?;
-            if !tables.can_grow() {
-                store_free(tables, layout, end)?;
-            }
-            tables.sync()?;
-        }
-        self.next = end;
-        Ok(start)
-    }
-
-    /// Makes a file large enough for what ends at `needed`, and for the reserve if there is room.
-    fn grow(&mut self, tables: &mut dyn TablesMut, layout: &Layout, needed: u64) -> Result {
-        if !tables.can_grow() {
-            return Err(NO_ROOM);
-        }
-        let wanted = add(needed, RESERVE_SIZE, needed)?;
-        match self.extend(tables, layout, wanted.min(MAX_OFFSET)) {
-            // A nearly full file system, or a limit on the size of files.
-            Err(error) if is_out_of_room(error) => self.extend(tables, layout, needed),
-            result => result,
-        }
-    }
-
-    /// Makes a file `size` bytes long, durably. What is new reads as zero. If that fails, the file is
-    /// as it was.
-    fn extend(&mut self, tables: &mut dyn TablesMut, layout: &Layout, size: u64) -> Result {
-        let last = size.checked_sub(1).ok_or(NO_ROOM)?;
-        let stored = tables
-            .fill(last, 1, 0)
-            .and_then(|()| store_free(tables, layout, size));
-        if let Err(error) = stored {
-            if tables.size()? > self.end {
-                // If not even that works, the next call finds a file of another size.
-                let _ = tables.truncate(self.end);
-            }
-            return Err(error);
-        }
-        tables.sync()?;
-        self.end = size;
-        Ok(())
-    }
-
-    /// What was taken at host offset `offset` is in use, or may be.
-    pub(super) fn settle(&mut self, offset: u64) {
-        self.settled = self.settled.max(offset.saturating_add(1));
-    }
-
-    /// What was taken there is not needed, and may hold anything. Only what was taken last can be
-    /// taken again; what is below it is lost.
-    pub(super) fn release(&mut self, offset: u64, len: u64) {
-        let end = offset
-            .checked_add(len)
-            .and_then(|end| end.checked_next_multiple_of(self.grain));
-        if offset >= self.settled && end == Some(self.next) {
-            self.dirty_end = self.dirty_end.max(self.next);
-            self.next = offset;
-        }
-    }
-
-    /// Cuts what was reserved and not used off a file.
-    pub(super) fn trim(self, tables: &mut dyn TablesMut, layout: &Layout) -> Result {
-        if !tables.can_grow() || tables.size()? != self.end || self.next >= self.end {
-            return Ok(());
-        }
-        tables.truncate(self.next)?;
-        store_free(tables, layout, self.next)
-    }
-}
-
-/// Stores where free space begins, in a file that says so.
-fn store_free(tables: &mut dyn TablesMut, layout: &Layout, end: u64) -> Result {
-    let Some(at) = layout.free_at else {
-        return Ok(());
     };
-    // There is no sector number behind the last sector.
-    let sector = u32::try_from(end / SECTOR_SIZE).unwrap_or(u32::MAX);
-    tables.store(at, &sector.to_le_bytes())
+    Ok(known.insert(space))
 }
 
 /// Looks at every entry. Answers the end of what is in use.

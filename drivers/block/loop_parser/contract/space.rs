@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! For format code: free space behind everything else, of formats that do not say what is free.
+
+use super::{
+    num::{
+        add,
+        align_up,
+        is_out_of_room,
+        NO_ROOM,
+        TOO_LARGE, //
+    },
+    Result,
+    TablesMut,
+    SECTOR_SIZE, //
+};
+
+/// A file is extended by about this many bytes at a time.
+const RESERVE_SIZE: u64 = 4 * 1024 * 1024;
+
+/// What a format asks of space.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Bytes in a unit: it is handed out in whole ones, at multiples of that.
+    pub unit: u64,
+    /// Host offset in bytes at which, and behind which, nothing can lie.
+    pub limit: u64,
+    /// Host offset of a field that says in which sector free space begins: 32 bits, little-endian.
+    pub free_at: Option<u64>,
+}
+
+/// Where the next unit goes.
+///
+/// # Invariants
+///
+/// No entry points to `next` or behind it. Between `next` and `end` a file was never written, except
+/// below `dirty_end`.
+#[derive(Debug)]
+pub struct Space {
+    rules: Rules,
+    /// Host offset of what is free, at a multiple of the unit.
+    next: u64,
+    /// Where it ends: the end of the file.
+    end: u64,
+    /// Up to here it may hold anything.
+    dirty_end: u64,
+    /// Up to here nothing can be released any more.
+    settled: u64,
+}
+
+impl Space {
+    /// The space of a file of `file_size` bytes in which everything in front of `used` is in use.
+    pub fn behind(
+        used: u64,
+        tables: &mut dyn TablesMut,
+        file_size: u64,
+        rules: Rules,
+    ) -> Result<Self> {
+        let mut space = Self {
+            rules,
+            next: align_up(used, rules.unit, used)?,
+            end: file_size,
+            dirty_end: file_size,
+            settled: 0,
+        };
+        if tables.can_grow() {
+            // In a file nothing is taken for free that somebody else has put there.
+            space.next = align_up(used.max(file_size), rules.unit, used)?;
+            if space.next > file_size {
+                space.extend(tables, space.next)?;
+            }
+        }
+        Ok(space)
+    }
+
+    /// Whether that is what was left, of a file that has `file_size` bytes now.
+    pub fn is_of(&self, file_size: u64) -> bool {
+        self.end == file_size
+    }
+
+    /// End of what was handed out.
+    pub fn start(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes `len` bytes in whole units: they read as zero, and that is durable.
+    pub fn take(&mut self, tables: &mut dyn TablesMut, len: u64) -> Result<u64> {
+        let start = self.next;
+        let end = add(start, align_up(len, self.rules.unit, start)?, start)?;
+        if end > self.rules.limit {
+            return Err(TOO_LARGE);
+        }
+        if end > self.end {
+            self.grow(tables, end)?;
+        }
+        if start < self.dirty_end {
+            tables.fill(start, end.saturating_sub(start), 0)?;
+            if !tables.can_grow() {
+                self.store_free(tables, end)?;
+            }
+            tables.sync()?;
+        }
+        self.next = end;
+        Ok(start)
+    }
+
+    /// Makes a file large enough for what ends at `needed`, and for the reserve if there is room.
+    fn grow(&mut self, tables: &mut dyn TablesMut, needed: u64) -> Result {
+        if !tables.can_grow() {
+            return Err(NO_ROOM);
+        }
+        let wanted = add(needed, RESERVE_SIZE, needed)?;
+        match self.extend(tables, wanted.min(self.rules.limit)) {
+            // A nearly full file system, or a limit on the size of files.
+            Err(error) if is_out_of_room(error) => self.extend(tables, needed),
+            result => result,
+        }
+    }
+
+    /// Makes a file `size` bytes long, durably. What is new reads as zero. If that fails, the file is
+    /// as it was.
+    fn extend(&mut self, tables: &mut dyn TablesMut, size: u64) -> Result {
+        let last = size.checked_sub(1).ok_or(NO_ROOM)?;
+        let stored = tables
+            .fill(last, 1, 0)
+            .and_then(|()| self.store_free(tables, size));
+        if let Err(error) = stored {
+            if tables.size()? > self.end {
+                // If not even that works, the next call finds a file of another size.
+                let _ = tables.truncate(self.end);
+            }
+            return Err(error);
+        }
+        tables.sync()?;
+        self.end = size;
+        Ok(())
+    }
+
+    /// What was taken at host offset `offset` is in use, or may be.
+    pub fn settle(&mut self, offset: u64) {
+        self.settled = self.settled.max(offset.saturating_add(1));
+    }
+
+    /// What was taken there is not needed, and may hold anything. Only what was taken last can be
+    /// taken again; what is below it is lost.
+    pub fn release(&mut self, offset: u64, len: u64) {
+        let end = offset
+            .checked_add(len)
+            .and_then(|end| end.checked_next_multiple_of(self.rules.unit));
+        if offset >= self.settled && end == Some(self.next) {
+            self.dirty_end = self.dirty_end.max(self.next);
+            self.next = offset;
+        }
+    }
+
+    /// Cuts what was reserved and not used off a file.
+    pub fn trim(self, tables: &mut dyn TablesMut) -> Result {
+        if !tables.can_grow() || tables.size()? != self.end || self.next >= self.end {
+            return Ok(());
+        }
+        tables.truncate(self.next)?;
+        self.store_free(tables, self.next)
+    }
+
+    /// Stores where free space begins, in a file that says so.
+    fn store_free(&self, tables: &mut dyn TablesMut, end: u64) -> Result {
+        let Some(at) = self.rules.free_at else {
+            return Ok(());
+        };
+        // There is no sector number behind the last sector.
+        let sector = u32::try_from(end / SECTOR_SIZE).unwrap_or(u32::MAX);
+        tables.store(at, &sector.to_le_bytes())
+    }
+}
