@@ -72,6 +72,7 @@ use crate::{
     range::GuestRange,
     reclaim::UnlinkedList,
     select::Choice,
+    shown::Shown,
     sys::{
         epoch::Epochs,
         file::BackingFile,
@@ -811,7 +812,7 @@ impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             [] => Ok(()),
-            name => f.write_fmt(fmt!("\"{}\": ", BStr::from_bytes(name))),
+            name => f.write_fmt(fmt!("\"{}\": ", Shown(name))),
         }
     }
 }

@@ -53,6 +53,7 @@ mod reclaim;
 mod retry;
 mod select;
 mod service;
+mod shown;
 mod signatures;
 mod snapshot;
 mod status;

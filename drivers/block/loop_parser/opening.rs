@@ -51,6 +51,7 @@ use crate::{
         self,
         Choice, //
     },
+    shown::Shown,
     sys::{
         creds::Credentials,
         file::BackingFile,
@@ -315,12 +316,12 @@ impl Opening<'_> {
 }
 
 /// The path of a file, for the log.
-fn path_of<'a>(file: &BackingFile, buffer: &'a mut Result<Buffer>) -> &'a BStr {
+fn path_of<'a>(file: &BackingFile, buffer: &'a mut Result<Buffer>) -> Shown<'a> {
     let path = match buffer {
         Ok(buffer) => file.show_path(&mut buffer.bytes).unwrap_or(b"?"),
         Err(_) => b"?",
     };
-    BStr::from_bytes(path)
+    Shown(path)
 }
 
 /// What the image in a file says itself of a fault that it is refused for.

@@ -207,6 +207,22 @@ def missing(t):
     refused(t, errno.ENOENT, disk.path, r'extent "b\.vmdk": ENOENT')
 
 
+# What the log shows of each: all of it, or its end.
+LONG = {"fits": ("n" * 250 + ".vmdk", r"n{250}\.vmdk"),
+        "escaped": ("漢" * 83 + ".vmdk", r"\.\.\.(\\x5cx[0-9a-f]{2}){126}\.vmdk"),
+        "path": ("no/" * 1000 + "b.vmdk", r"\.\.\.o/(no/){168}b\.vmdk")}
+
+
+@suite.cases(**LONG)
+def missing_by_a_long_name(t, case):
+    """The line says why, and ends."""
+    name, shown = case
+    path = t.path("disk.vmdk")
+    with open(path, "wb") as file:
+        file.write(vmdk.Descriptor("monolithicFlat", [vmdk.Line(MIB, "FLAT", name, 0)]).text())
+    refused(t, errno.ENOENT, path, rf'extent "{shown}": ENOENT')
+
+
 @suite.cases(folder=lambda path: os.mkdir(path), fifo=lambda path: os.mkfifo(path))
 def no_regular_file(t, make):
     disk = two_flat(t)
