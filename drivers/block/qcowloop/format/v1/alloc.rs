@@ -61,6 +61,9 @@ pub struct QcowAllocator {
     layout: Layout,
     /// Learned at the first allocation.
     space: Option<Space>,
+    /// Why it could not be learned, of a file of this size: the look at all entries takes long, and has
+    /// the same outcome.
+    refused: Option<(u64, Error)>,
 }
 
 /// The entry of a cluster.
@@ -77,12 +80,21 @@ impl QcowAllocator {
         Self {
             layout,
             space: None,
+            refused: None,
         }
     }
 
     /// The cursors, for a file as it is now.
     fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
-        space::look(&mut self.space, tables, &self.layout)
+        let file_size = tables.size()?;
+        if let Some((_, error)) = self.refused.filter(|(size, _)| *size == file_size) {
+            return Err(error);
+        }
+        space::look(&mut self.space, tables, &self.layout).inspect_err(|error| {
+            if let Error::Malformed(_) | Error::Unsupported(_) = error {
+                self.refused = Some((file_size, *error));
+            }
+        })
     }
 
     /// The entry of guest position `pos`; `None` if there is no L2 table.
@@ -163,6 +175,7 @@ impl Allocate for QcowAllocator {
     /// Nothing in the header says that an image is in use: all there is to do is to look if it is
     /// still the same.
     fn begin(&mut self, tables: &mut dyn TablesMut) -> Result {
+        self.refused = None;
         check_unchanged(tables, &self.layout)
     }
 

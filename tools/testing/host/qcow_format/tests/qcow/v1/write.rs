@@ -183,6 +183,36 @@ fn too_many_tables() {
     device.write(0, &[1; 512]).unwrap();
 }
 
+/// A look at all entries that was refused is not repeated for every write, unless the file has another
+/// size.
+#[test]
+fn refused_once() {
+    let mut image = small().build();
+    let l1 = image.store.get_be64(40);
+    // Of cluster 70: tables have 64 entries.
+    let entry = image.store.get_be64(l1 + 8) + 6 * 8;
+    let sound = image.store.get(entry, 8);
+    image.store.put(entry, &(1u64 << 40).to_be_bytes());
+    let mut device = open(image.store).unwrap();
+    let write = |device: &mut Device| {
+        let before = device.store.loads();
+        let error = device.write(9 * C, &[1; 512]).unwrap_err();
+        assert!(matches!(error, Error::Malformed(_)), "{error:?}");
+        device.store.loads() - before
+    };
+    let first = write(&mut device);
+    let second = write(&mut device);
+    assert!(first > second, "{first} {second}");
+    assert_eq!(write(&mut device), second);
+    assert!(second < 5, "{second}");
+
+    device.store.put(entry, &sound);
+    let size = device.store.len();
+    device.store.put_size(size + C);
+    device.write(9 * C, &[1; 512]).unwrap();
+    assert_eq!(device.read(9 * C, 512).unwrap(), [1; 512]);
+}
+
 #[test]
 fn block_devices() {
     let image = small().build();
