@@ -10,6 +10,7 @@ use super::{
         NO_ROOM,
         TOO_LARGE, //
     },
+    Error,
     Result,
     TablesMut,
     SECTOR_SIZE, //
@@ -170,5 +171,34 @@ impl Space {
         // There is no sector number behind the last sector.
         let sector = u32::try_from(end / SECTOR_SIZE).unwrap_or(u32::MAX);
         tables.store(at, &sector.to_le_bytes())
+    }
+}
+
+/// Why space could not be learned, if so, and of a file of which size: the look at all entries takes long,
+/// and has the same outcome.
+#[derive(Debug, Default)]
+pub struct Refused(Option<(u64, Error)>);
+
+impl Refused {
+    /// # Errors
+    ///
+    /// What was [remembered](Refused::remember) of a file of this size.
+    pub fn check(&self, file_size: u64) -> Result {
+        match self.0 {
+            Some((size, error)) if size == file_size => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers an error, if it is one of the file's content.
+    pub fn remember(&mut self, file_size: u64, error: &Error) {
+        if let Error::Malformed(_) | Error::Unsupported(_) = error {
+            self.0 = Some((file_size, *error));
+        }
+    }
+
+    /// The content may have changed.
+    pub fn forget(&mut self) {
+        self.0 = None;
     }
 }

@@ -22,7 +22,10 @@
 mod space;
 
 use loop_parser::contract::{
-    space::Space,
+    space::{
+        Refused,
+        Space, //
+    },
     Allocate,
     Discard,
     Discarded,
@@ -61,9 +64,8 @@ pub struct QcowAllocator {
     layout: Layout,
     /// Learned at the first allocation.
     space: Option<Space>,
-    /// Why it could not be learned, of a file of this size: the look at all entries takes long, and has
-    /// the same outcome.
-    refused: Option<(u64, Error)>,
+    /// Why it could not be.
+    refused: Refused,
 }
 
 /// The entry of a cluster.
@@ -80,21 +82,16 @@ impl QcowAllocator {
         Self {
             layout,
             space: None,
-            refused: None,
+            refused: Refused::default(),
         }
     }
 
     /// The cursors, for a file as it is now.
     fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
         let file_size = tables.size()?;
-        if let Some((_, error)) = self.refused.filter(|(size, _)| *size == file_size) {
-            return Err(error);
-        }
-        space::look(&mut self.space, tables, &self.layout).inspect_err(|error| {
-            if let Error::Malformed(_) | Error::Unsupported(_) = error {
-                self.refused = Some((file_size, *error));
-            }
-        })
+        self.refused.check(file_size)?;
+        space::look(&mut self.space, tables, &self.layout)
+            .inspect_err(|error| self.refused.remember(file_size, error))
     }
 
     /// The entry of guest position `pos`; `None` if there is no L2 table.
@@ -175,7 +172,7 @@ impl Allocate for QcowAllocator {
     /// Nothing in the header says that an image is in use: all there is to do is to look if it is
     /// still the same.
     fn begin(&mut self, tables: &mut dyn TablesMut) -> Result {
-        self.refused = None;
+        self.refused.forget();
         check_unchanged(tables, &self.layout)
     }
 

@@ -36,7 +36,10 @@ use loop_parser::contract::{
         OUTSIDE,
         TOO_LARGE, //
     },
-    space::Space,
+    space::{
+        Refused,
+        Space, //
+    },
     Allocate,
     Discard,
     Discarded,
@@ -78,9 +81,8 @@ pub struct GrainAllocator {
     floor: u64,
     /// Learned at the first allocation.
     space: Option<Space>,
-    /// Why it could not be learned, of a file of this size: the look at all entries takes long, and has
-    /// the same outcome.
-    refused: Option<(u64, Error)>,
+    /// Why it could not be.
+    refused: Refused,
     /// Number of a table the redundant copy of which must not be overwritten, and why.
     bad_copy: Option<(u64, Error)>,
     /// Number of a table with an entry that could not be stored in the redundant copy.
@@ -96,7 +98,7 @@ impl GrainAllocator {
             equal: None,
             floor: 0,
             space: None,
-            refused: None,
+            refused: Refused::default(),
             bad_copy: None,
             behind: None,
         }
@@ -105,14 +107,9 @@ impl GrainAllocator {
     /// The cursors, for a file as it is now.
     fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
         let file_size = tables.size()?;
-        if let Some((_, error)) = self.refused.filter(|(size, _)| *size == file_size) {
-            return Err(error);
-        }
-        space::look(&mut self.space, tables, &self.layout, &mut self.floor).inspect_err(|error| {
-            if let Error::Malformed(_) | Error::Unsupported(_) = error {
-                self.refused = Some((file_size, *error));
-            }
-        })
+        self.refused.check(file_size)?;
+        space::look(&mut self.space, tables, &self.layout, &mut self.floor)
+            .inspect_err(|error| self.refused.remember(file_size, error))
     }
 
     /// If an entry of table `index` could not be stored, in its copy or at all, nothing is known of that.
@@ -189,7 +186,7 @@ impl Allocate for GrainAllocator {
         }
         self.is_marked = false;
         self.equal = None;
-        self.refused = None;
+        self.refused.forget();
         self.bad_copy = None;
         if is_set {
             self.repair(tables)?;
