@@ -232,6 +232,17 @@ def no_regular_file(t, make):
 
 
 @suite.test
+def no_file_of_bytes(t):
+    """A regular file by its type, but one that nothing can be attached to."""
+    layers.allow_parents(t, "any")
+    disk = Set(t.dir)
+    disk.add(vmdk.Line(MIB, "FLAT", "/proc/kmsg", 0), b"")
+    path = disk.write()
+    fails_with(errno.EINVAL, loopdev.attach_read_only, "/proc/kmsg")
+    refused(t, errno.EACCES, path, r'extent "/proc/kmsg": EACCES')
+
+
+@suite.test
 def the_descriptor_itself(t):
     disk = Set(t.dir)
     disk.flat("a.vmdk", bytes(SECTOR))

@@ -237,7 +237,10 @@ impl Names<'_> {
     ) -> core::result::Result<Level, (ImageError, Option<BoundParser>)> {
         let store = |error: Error| (ImageError::Store(error.to_errno()), None);
         let opened = self.find(name);
-        let opened = opened.and_then(|path| path.open(&self.opener, self.role.is_writable()));
+        let opened = opened.and_then(|path| {
+            path.open(&self.opener, self.role.is_writable())
+                .map_err(no_file_of_bytes)
+        });
         let file = Arc::new(opened.map_err(store)?, GFP_KERNEL).map_err(|_| store(ENOMEM))?;
         if chain::leads_to(&file, self.opening.device, above) {
             return Err(store(ELOOP));
@@ -290,6 +293,15 @@ impl Names<'_> {
             }
         }
         Ok(found)
+    }
+}
+
+/// What is said of a file that cannot back a device, as there are in /proc: it is as good as no regular
+/// one. `EINVAL` is for what the caller got wrong, and makes losetup try once more.
+fn no_file_of_bytes(error: Error) -> Error {
+    match error {
+        EINVAL => EACCES,
+        other => other,
     }
 }
 
