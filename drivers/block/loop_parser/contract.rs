@@ -61,7 +61,7 @@ pub use probe::{
     is_vmdk_text,
     Probe,
     Verdict,
-    VMDK_TEXT_HEAD, //
+    BYTE_ORDER_MARK, //
 };
 pub use tables::{
     Tables,

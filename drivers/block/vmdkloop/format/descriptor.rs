@@ -19,13 +19,17 @@ mod line;
 mod reader;
 
 use loop_parser::contract::{
-    num::Region,
+    num::{
+        add,
+        Region, //
+    },
     Error,
     Fault,
     HostRange,
     Identity,
     Result,
-    Tables, //
+    Tables,
+    BYTE_ORDER_MARK, //
 };
 
 use super::parent::{
@@ -103,6 +107,7 @@ impl Descriptor {
                 at,
             ));
         }
+        let region = without_mark(tables, region)?;
         let mut found = Found::new(region);
         let mut reader = Reader::new(tables, region);
         while let Some(line) = line::next(&mut reader)? {
@@ -212,6 +217,23 @@ impl Found {
         let tracked = tracked.map(|path| Fault::new("changes of VMDK are tracked", path.line));
         tracked.or(self.extents.read_only())
     }
+}
+
+/// The text behind the mark of an editor that says that it is UTF-8.
+fn without_mark(tables: &dyn Tables, text: Region) -> Result<Region> {
+    let mut mark = [0; BYTE_ORDER_MARK.len()];
+    let behind = add(text.start, mark.len() as u64, text.start)?;
+    if behind > text.end {
+        return Ok(text);
+    }
+    tables.load(text.start, &mut mark)?;
+    Ok(match mark == *BYTE_ORDER_MARK {
+        true => Region {
+            start: behind,
+            end: text.end,
+        },
+        false => text,
+    })
 }
 
 /// A disk that has no parent by its CID may not have one by its UUID either: VirtualBox finds that in a

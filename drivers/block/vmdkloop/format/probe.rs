@@ -7,8 +7,7 @@ use loop_parser::contract::{
     Probe,
     Result,
     Tables,
-    Verdict,
-    VMDK_TEXT_HEAD, //
+    Verdict, //
 };
 
 /// What a file begins with.
@@ -49,10 +48,12 @@ pub fn probe(probe: &Probe<'_>) -> Verdict {
 }
 
 /// What the file begins with; `None` if it is of another format.
+// Not inlined, for the stack.
+#[inline(never)]
 pub(super) fn magic(tables: &dyn Tables) -> Result<Option<Magic>> {
-    let mut head = [0; VMDK_TEXT_HEAD];
+    let mut head = [0; Probe::HEAD];
     let size = usize::try_from(tables.size()?).unwrap_or(usize::MAX);
-    let Some(head) = head.get_mut(..size.min(VMDK_TEXT_HEAD)) else {
+    let Some(head) = head.get_mut(..size.min(Probe::HEAD)) else {
         return Ok(None);
     };
     tables.load(0, head)?;

@@ -76,8 +76,9 @@ fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<u64> 
             used = used.max(free);
         }
     }
+    // Not to look at millions of entries first that point to nothing.
+    spend(&mut left, layout.count())?;
     for index in 0..layout.count() {
-        spend(&mut left, 1)?;
         if let Some(table) = table_at(tables, layout, layout.directory, index, file_size)? {
             used = used.max(table.saturating_add(layout.table_len()));
             used = used.max(scan_table(tables, layout, table, file_size, &mut left)?);

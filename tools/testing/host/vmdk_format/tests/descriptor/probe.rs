@@ -21,6 +21,11 @@ fn beginnings() {
         (b"#Disk Descriptor File", Verdict::Mine),
         (b"#Disk DescriptorFile", Verdict::Mine),
         (b" # Disk DescriptorFile", Verdict::Mine),
+        (b"# Disk\tDescriptorFile", Verdict::Mine),
+        (b"\xef\xbb\xbf# Disk DescriptorFile\r\n", Verdict::Mine),
+        (b"\n\r\n \t\n# mine\n# Disk DescriptorFile\n", Verdict::Mine),
+        (b"version=1\n", Verdict::Mine),
+        (b"# a disk\r\n\r\nVersion = 3\r\nCID=1\r\n", Verdict::Mine),
         (b"", Verdict::NotMine),
         (b"KDM", Verdict::NotMine),
         (b"VMDK", Verdict::NotMine),
@@ -28,7 +33,13 @@ fn beginnings() {
         (b"\xbe\xba\xfe\xca\0\0\0\x01", Verdict::NotMine),
         (b"\xbe\xba\xfe\xca", Verdict::NotMine),
         (b"# Disk DescriptorFil", Verdict::NotMine),
-        (b"# Disk\tDescriptorFile", Verdict::NotMine),
+        (b"CID=1\n# Disk DescriptorFile\n", Verdict::NotMine),
+        (b"version=4\n", Verdict::NotMine),
+        (b"version=10\n", Verdict::NotMine),
+        (b"version=1;\n", Verdict::NotMine),
+        (b"#!/bin/sh\nversion=$1\n", Verdict::NotMine),
+        (b"\xef\xbb# Disk DescriptorFile\n", Verdict::NotMine),
+        (b"\0# Disk DescriptorFile\n", Verdict::NotMine),
     ] {
         assert_eq!(Store::new(bytes).probe(format::probe), verdict, "{bytes:?}");
         let padded = [bytes, &[0; 4096]].concat();
@@ -52,7 +63,13 @@ fn beginnings() {
 #[test]
 fn blanks() {
     let lines = "CID=12345678\nRW 5 ZERO\n";
-    for (count, is_mine) in [(0, true), (1, true), (45, true), (46, false), (4000, false)] {
+    for (count, is_mine) in [
+        (0, true),
+        (1, true),
+        (493, true),
+        (494, false),
+        (4000, false),
+    ] {
         let title = format!("#{}DiskDescriptorFile\n", " ".repeat(count));
         let store = Store::new(format!("{title}{lines}").as_bytes());
         let verdict = store.probe(format::probe);
@@ -61,6 +78,22 @@ fn blanks() {
             true => assert_eq!(attach(&store).unwrap().list(&store), [zero(5)]),
             false => assert!(format::kind(&store, &AttachRequest::default()).is_err()),
         }
+    }
+}
+
+/// What is in front of it changes nothing of what a descriptor says.
+#[test]
+fn beginnings_of_descriptors() {
+    for start in [
+        "\u{feff}# Disk DescriptorFile\n",
+        "\r\n# by hand\r\n# Disk DescriptorFile\r\n",
+        "version=1\n",
+        "\u{feff}version = 1\r\n",
+    ] {
+        let text = format!("{start}CID=12345678\nRW 5 ZERO\n");
+        let store = Store::new(text.as_bytes());
+        assert_eq!(store.probe(format::probe), Verdict::Mine, "{start:?}");
+        assert_eq!(attach(&store).unwrap().list(&store), [zero(5)]);
     }
 }
 

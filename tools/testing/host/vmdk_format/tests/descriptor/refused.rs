@@ -251,8 +251,9 @@ fn not_a_descriptor() {
     for bytes in [
         &b""[..],
         b"# Disk",
-        b"version=1\nRW 1 ZERO\n",
-        b"\xef\xbb\xbf# Disk DescriptorFile\nRW 1 ZERO\n",
+        b"RW 1 ZERO\n# Disk DescriptorFile\n",
+        b"version=4\nRW 1 ZERO\n",
+        b"\xff\xfe# Disk DescriptorFile\nRW 1 ZERO\n",
     ] {
         let error = attach(&Store::new(bytes)).unwrap_err();
         assert_eq!(error, Error::malformed("file does not begin as a VMDK", 0));
