@@ -207,6 +207,15 @@ def missing(t):
     refused(t, errno.ENOENT, disk.path, r'extent "b\.vmdk": ENOENT')
 
 
+@suite.cases(mark=b"\xef\xbb\xbf# Disk DescriptorFile\r\nversion=1\r\n", version=b"version=1\n",
+             comment=b"\n# edited by hand\n# Disk DescriptorFile\n")
+def recognised_by_its_beginning(t, start):
+    path = t.path("disk.vmdk")
+    with open(path, "wb") as file:
+        file.write(start + b"CID=12345678\nparentCID=ffffffff\nRW 2048 ZERO\n")
+    shows_and_keeps(t, path, bytes(MIB), auto)
+
+
 # What the log shows of each: all of it, or its end.
 LONG = {"fits": ("n" * 250 + ".vmdk", r"n{250}\.vmdk"),
         "escaped": ("漢" * 83 + ".vmdk", r"\.\.\.(\\x5cx[0-9a-f]{2}){126}\.vmdk"),
