@@ -3,6 +3,7 @@
 
 import json
 import os
+import stat
 import struct
 import tempfile
 
@@ -31,13 +32,18 @@ def check_qcow2(path):
         check_flags(file)
         names = snapshots(file)
         cluster = 1 << number(file, 20, ">I")
-    # The parent does not matter, and need not be there.
-    opened = "json:" + json.dumps({"driver": "qcow2", "backing": None,
-                                   "file": {"driver": "file", "filename": path}})
+    opened = without_parent("qcow2", path)
     leaked = qemu_check(opened)
     for name in names:
         check_snapshot(opened, name)
     return leaked * cluster
+
+
+def without_parent(driver, path):
+    """How QEMU is told of an image whose parent does not matter, and need not be there."""
+    kind = "host_device" if stat.S_ISBLK(os.stat(path).st_mode) else "file"
+    return "json:" + json.dumps({"driver": driver, "backing": None,
+                                 "file": {"driver": kind, "filename": path}})
 
 
 def qemu_check(opened):

@@ -3,12 +3,11 @@
 entry than whether it points past the end of the file."""
 
 import contextlib
-import json
 import os
 import tempfile
 
 from lib import vmdk, vmdk_reader
-from lib.qcow_check import Corrupt, qemu_check
+from lib.qcow_check import Corrupt, qemu_check, without_parent
 
 SECTOR = vmdk_reader.SECTOR
 
@@ -26,9 +25,7 @@ def check_vmdk(path):
     except vmdk_reader.Broken as error:
         raise Corrupt(str(error)) from error
     with for_qemu(path) as shown:
-        # The parent does not matter, and need not be there.
-        qemu_check("json:" + json.dumps({"driver": "vmdk", "backing": None,
-                                         "file": {"driver": "file", "filename": shown}}))
+        qemu_check(without_parent("vmdk", shown))
     return unused
 
 
