@@ -14,6 +14,8 @@ from lib.system import attempt, run
 
 MIB = 1 << 20
 LENGTH = backings.LENGTH
+# Far more than a block of any file system.
+EDGE = 64 << 10
 NOT_SUPPORTED = r"operation not supported error, dev loop\d+, .*"
 suite = Suite(allow=[NOT_SUPPORTED])
 
@@ -188,7 +190,9 @@ def fstrim_shrinks_the_file(t, kind):
     t.record("trimmed", trimmed.strip())
     t.record("allocated, MiB", (full // MIB, left // MIB))
     system.unmount_if_mounted(point)
-    t.record("holes", [hole for hole in holes(path) if hole[1] - hole[0] >= MIB])
+    # Whether a block at the edge of what was trimmed is kept depends on what of it XFS had written back.
+    rounded = [(-(-start // EDGE), end // EDGE) for start, end in holes(path)]
+    t.record("holes of 64 KiB", [hole for hole in rounded if hole[1] - hole[0] >= MIB // EDGE])
     run("e2fsck", "-fn", path)
 
 
