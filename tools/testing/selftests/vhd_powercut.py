@@ -276,5 +276,25 @@ def snapshots_under_load_then_power_fails(t, kind):
     writer.judge(found)
 
 
+@suite.cases(**{f"{kind}_{seed}": (kind, seed) for kind in ("raw", "dynamic") for seed in range(4)})
+def power_fails_during_a_snapshot(t, case):
+    """Whether or not the child is in place by then: what was flushed is in the two of them."""
+    kind, seed = case
+    folder = store(t)
+    chain, (child,) = with_children(folder, kind, 1)
+    loop = layers.attach_auto(t, chain.paths[0])
+    writer = started(t, Writer(loop.path, chain.guest, seed))
+    writer.goes_on(lambda: writer.flushes and writer.writes > 20, "there are writes, and a flush")
+    change = threading.Thread(target=switch, args=(loop, child))
+    change.start()
+    time.sleep(random.Random(seed).random() * 0.2)
+    end(writer)
+    change.join()
+    take_down(loop, folder)
+    found = in_the_store(t, [child, *chain.paths])
+    writer.judge(vhd_chain.guest_of([child, *chain.paths], chain.raw))
+    writer.judge(found)
+
+
 if __name__ == "__main__":
     suite.main()
