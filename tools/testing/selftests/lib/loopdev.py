@@ -130,9 +130,17 @@ class Loop:
         self.ioctl(CLR_FD)
 
     def detach_if_bound(self):
-        """LOOP_CLR_FD, if there is something to detach."""
-        if os.path.exists(self.path) and self.is_bound():
+        """LOOP_CLR_FD, if there is something to detach.
+
+        It is not asked first: what udevd has open is detached when that is closed, at any time.
+        """
+        if not os.path.exists(self.path):
+            return
+        try:
             self.detach()
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
 
     def size(self):
         """Size in bytes."""
