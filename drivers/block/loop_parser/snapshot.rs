@@ -24,7 +24,6 @@ use crate::{
     },
     device::{
         AttachedFile,
-        Config,
         Device, //
     },
     geometry::{
@@ -44,7 +43,8 @@ use crate::{
             self,
             LimitsUpdate, //
         }, //
-    }, //
+    },
+    user::ImageUser, //
 };
 
 /// Puts `file`, a child of the device's file, over it.
@@ -75,6 +75,8 @@ pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> 
         choice: &Choice::none(),
         writable: true,
     };
+    // The first write since it was attached changes what it is known by, which the child is compared with.
+    let mut begins = below.image().begins();
     // Dropped outside the lock, whichever it is in the end: see `change.rs`.
     let (user, parent) = opening.open_child(file, parser, &below)?;
     let mut other = AttachedFile::new(device, user)?;
@@ -84,19 +86,10 @@ pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> 
     // Most of what there is to sync, while nothing is changed yet.
     below.image().sync(below.file())?;
     new.unsettle();
-    loop {
-        // The first write since it was attached may just have changed what it is known by.
-        let begins = below.image().begins();
+    while !switch(device, &mut other, &below, begins)? {
+        begins = below.image().begins();
         if !opening.knows(&*parent, &below)? {
             return Err(EINVAL);
-        }
-        let mut config = device.config_killable()?;
-        let attached = config.bound()?;
-        if !Arc::ptr_eq(attached.user.image(), below.image()) {
-            return Err(EBUSY);
-        }
-        if switch(device, &mut config, &mut other, begins)? {
-            break;
         }
     }
     attributes::replace(device, other.user.image(), &new);
@@ -105,22 +98,30 @@ pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> 
 
 /// Switches the files: puts the old one into `other`. `false`: it was told once more than `begins` times
 /// that there will be writes.
+///
+/// # Errors
+///
+/// `EBUSY` if the device does not have the image of `below` any more; `EINTR` if the task was killed.
 fn switch(
     device: &Device,
-    config: &mut Config,
     other: &mut AttachedFile,
+    below: &ImageUser,
     begins: u32,
 ) -> Result<bool> {
+    let mut config = device.config_killable()?;
+    if !Arc::ptr_eq(config.bound()?.user.image(), below.image()) {
+        return Err(EBUSY);
+    }
     let disk = device.disk_ref();
     let mut limits = LimitsUpdate::start(disk);
     let frozen = disk.freeze();
-    if config.bound()?.user.image().begins() != begins {
+    if below.image().begins() != begins {
         return Ok(false);
     }
     let block_size = limits::logical_block_size(disk);
-    geometry::update_limits(config, other, &mut limits, block_size);
+    geometry::update_limits(&config, other, &mut limits, block_size);
     limits.commit()?;
-    if !can_use_direct(disk, config, other) {
+    if !can_use_direct(disk, &config, other) {
         config.flags &= !LO_FLAGS_DIRECT_IO;
     }
     if let Some(attached) = &mut config.attached {
