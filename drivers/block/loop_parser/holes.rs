@@ -10,13 +10,7 @@ use kernel::{
     },
 };
 
-use crate::sys::{
-    bindings::{
-        LP_FALLOC_FL_KEEP_SIZE,
-        LP_FALLOC_FL_PUNCH_HOLE, //
-    },
-    file::BackingFile,
-};
+use crate::sys::file::BackingFile;
 
 /// Whether a file can have holes, as far as that is known.
 pub(crate) struct Holes(Atomic<u32>);
@@ -50,9 +44,8 @@ impl Holes {
 }
 
 fn can_punch_behind(file: &BackingFile) -> bool {
-    let mode = LP_FALLOC_FL_PUNCH_HOLE | LP_FALLOC_FL_KEEP_SIZE;
     let Some(end) = file.size().checked_next_multiple_of(STEP) else {
         return false;
     };
-    !matches!(file.fallocate(mode, end, STEP), Err(error) if error == EOPNOTSUPP)
+    !matches!(file.punch_hole(end, STEP), Err(error) if error == EOPNOTSUPP)
 }

@@ -46,13 +46,7 @@ use crate::{
         Allocation,
         Layer, //
     },
-    sys::{
-        bindings::{
-            LP_FALLOC_FL_KEEP_SIZE,
-            LP_FALLOC_FL_PUNCH_HOLE, //
-        },
-        epoch::Epochs, //
-    },
+    sys::epoch::Epochs,
     tables::{
         store_error,
         LockedTables, //
@@ -172,10 +166,9 @@ fn reclaim(layer: Layer<'_>, allocation: &mut Allocation, space: Unlinked) -> co
     let Allocation { alloc, scratch, .. } = allocation;
     let mut tables = LockedTables::new(layer.image, layer.file, scratch);
     if let Some(range) = alloc.reclaim(&mut tables, space)? {
-        let mode = LP_FALLOC_FL_PUNCH_HOLE | LP_FALLOC_FL_KEEP_SIZE;
         // What cannot be punched takes room in the file until it is used again, if it is. Parsers
         // do not rely on what is in there.
-        let _ = layer.file.fallocate(mode, range.offset, range.len);
+        let _ = layer.file.punch_hole(range.offset, range.len);
     }
     Ok(())
 }

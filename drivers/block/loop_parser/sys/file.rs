@@ -356,6 +356,12 @@ impl BackingFile {
         to_result(i32::try_from(ret).map_err(|_| EIO)?)
     }
 
+    /// Gives a range back to the file system: it reads as zero then.
+    pub(crate) fn punch_hole(&self, offset: u64, len: u64) -> Result {
+        let mode = bindings::LP_FALLOC_FL_PUNCH_HOLE | bindings::LP_FALLOC_FL_KEEP_SIZE;
+        self.fallocate(mode, offset, len)
+    }
+
     /// Cuts the file to `size` bytes.
     pub(crate) fn truncate(&self, size: u64) -> Result {
         let size = i64::try_from(size).map_err(|_| EFBIG)?;
