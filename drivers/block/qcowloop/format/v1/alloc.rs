@@ -90,7 +90,7 @@ impl QcowAllocator {
     fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
         let file_size = tables.size()?;
         self.refused.check(file_size)?;
-        space::look(&mut self.space, tables, &self.layout)
+        space::look(&mut self.space, tables, &self.layout, file_size)
             .inspect_err(|error| self.refused.remember(file_size, error))
     }
 

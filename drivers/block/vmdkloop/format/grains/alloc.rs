@@ -108,8 +108,14 @@ impl GrainAllocator {
     fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
         let file_size = tables.size()?;
         self.refused.check(file_size)?;
-        space::look(&mut self.space, tables, &self.layout, &mut self.floor)
-            .inspect_err(|error| self.refused.remember(file_size, error))
+        space::look(
+            &mut self.space,
+            tables,
+            &self.layout,
+            file_size,
+            &mut self.floor,
+        )
+        .inspect_err(|error| self.refused.remember(file_size, error))
     }
 
     /// If an entry of table `index` could not be stored, in its copy or at all, nothing is known of that.

@@ -40,9 +40,9 @@ pub(super) fn look<'a>(
     known: &'a mut Option<Space>,
     tables: &mut dyn TablesMut,
     layout: &Layout,
+    file_size: u64,
     floor: &mut u64,
 ) -> Result<&'a mut Space> {
-    let file_size = tables.size()?;
     let space = match known.take() {
         Some(space) if space.is_of(file_size) => space,
         old => {
