@@ -3,6 +3,7 @@
 //! Discards and write-zeroes.
 
 use loop_parser::contract::{Discard, Extent};
+use testkit::device::Device;
 
 use crate::{
     image::{check, disk, Header, Kind, Spec},
@@ -160,6 +161,18 @@ fn hides_the_parent() {
     assert_eq!(header.entry(&store, header.directory, 3), 1);
 }
 
+/// The third grain is discarded and written, in turns.
+fn discard_again_and_again(device: &mut Device, grain: u64) {
+    for round in 0..100 {
+        for how in ALL {
+            device.discard(2 * grain, grain, how).unwrap();
+            let all = device.read(2 * grain, grain).unwrap();
+            assert!(all.iter().all(|it| *it == 0));
+            device.write(2 * grain, &[round; 512]).unwrap();
+        }
+    }
+}
+
 /// A block device has no other place for what is written there again.
 #[test]
 fn block_devices() {
@@ -169,14 +182,7 @@ fn block_devices() {
         let store = image.store.into_device(room, 0xdb);
         let grain = spec.grain_len();
         let mut device = open_on(&spec, store, 0).unwrap();
-        for round in 0..100 {
-            for how in ALL {
-                device.discard(2 * grain, grain, how).unwrap();
-                let all = device.read(2 * grain, grain).unwrap();
-                assert!(all.iter().all(|it| *it == 0));
-                device.write(2 * grain, &[round; 512]).unwrap();
-            }
-        }
+        discard_again_and_again(&mut device, grain);
         check(&device.close().unwrap());
     }
 }
@@ -190,14 +196,7 @@ fn no_holes() {
         let mut device = open_on(&spec, image.store.without_holes(), 0).unwrap();
         device.write(2 * grain, &[1; 512]).unwrap();
         let size = device.store.len();
-        for round in 0..100 {
-            for how in ALL {
-                device.discard(2 * grain, grain, how).unwrap();
-                let all = device.read(2 * grain, grain).unwrap();
-                assert!(all.iter().all(|it| *it == 0));
-                device.write(2 * grain, &[round; 512]).unwrap();
-            }
-        }
+        discard_again_and_again(&mut device, grain);
         assert_eq!(device.store.len(), size);
         check(&device.close().unwrap());
     }
