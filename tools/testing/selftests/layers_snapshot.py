@@ -8,9 +8,10 @@ import errno
 import os
 import subprocess
 
-from lib import blockio, images, layers, loopdev, mapper, system, uevents, vhd, vhd_child
-from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
+from lib import blockio, images, layers, loopdev, mapper, system, uevents, vhd, vhd_chain, vhd_child
+from lib.ktap import Skip, Suite, ensure, equal, fails_with, same_bytes
 from lib.system import run
+from lib.tasks import Task
 
 MIB = vhd.MIB
 SIZE = 8 * MIB
@@ -199,6 +200,37 @@ def below_cannot_be_made_durable(t, kind):
     if kind == "dynamic":
         equal([layer["state"] for layer in layers.of(device.loop)], ["failed"], "states")
     child.check()
+    device.loop.detach()
+
+
+@suite.test
+def flush_meanwhile_covers_the_file_below(t):
+    """The files are switched before what was written in the meantime is durable in the old one."""
+    if system.attempt("modprobe", "dm-delay").returncode:
+        raise Skip("there is no dm-delay")
+    t.ram_disk(SIZE // MIB)
+    disk = mapper.create(t, (SIZE // 512, "slow"))
+    chain = vhd_child.Chain([disk], bytes(SIZE), raw=True)
+    image = vhd_child.child_of(chain, SIZE, block_size=BLOCK, header_name="",
+                               locators=[vhd_child.mac(f"file://{disk}")])
+    child = image.write(t.path("child.vhd"))
+    device = Device(t, chain, layers.attach_auto)
+    with blockio.Direct(device.loop.path) as direct:
+        direct.write(0, blockio.pattern(BLOCK))
+        task = Task(lambda: change(device.loop, child))
+        t.defer(task.outcome)
+        # The old file is being written back; what comes now is not part of that.
+        task.wait_until_it_hangs()
+        data = blockio.pattern(MIB, 7)
+        direct.write(MIB, data)
+        system.wait_until(lambda: device.loop.attr("loop/backing_file") == child, "the files are switched")
+        direct.flush()
+        durable = blockio.direct_read(system.RAM_DISK, 0, SIZE)
+    equal(task.outcome(), "done", "LOOP_CHANGE_FD")
+    with open(t.path("durable"), "wb") as file:
+        file.write(durable)
+    with vhd_chain.Chain([child, file.name], raw=True) as files:
+        same_bytes(files.read(MIB, MIB), data, "what was flushed")
     device.loop.detach()
 
 

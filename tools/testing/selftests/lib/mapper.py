@@ -24,12 +24,14 @@ def remove():
 
 
 def table(*lines):
-    """A table; the targets are linear, error, and lossy: it ignores writes without a word."""
+    """A table; the targets are linear, error, lossy: it ignores writes without a word, and slow:
+    a write or a flush takes three seconds."""
     out, start = "", 0
     for sectors, target in lines:
         where = f"{system.RAM_DISK} {start}"
         arguments = {"linear": f"linear {where}", "error": "error",
-                     "lossy": f"flakey {where} 0 3600 1 drop_writes"}[target]
+                     "lossy": f"flakey {where} 0 3600 1 drop_writes",
+                     "slow": f"delay {where} 0 {where} 3000"}[target]
         out += f"{start} {sectors} {arguments}\n"
         start += sectors
     return out
