@@ -215,9 +215,7 @@ def kpartx_on_the_file(t):
     point = t.mount(f"/dev/mapper/{loop.name}p2")
     before = trees.make(point)
     run("umount", point)
-    # kpartx does not try again if udevd is looking at a map.
-    system.settle()
-    run("kpartx", "-d", "-s", path)
+    system.unmap_partitions(path)
     system.settle()
     system.wait_until(lambda: not loop.is_bound(), "kpartx -d detached the device")
     t.mount(path, "-o", f"loop,ro,offset={5 * MIB},sizelimit={8 * MIB}")

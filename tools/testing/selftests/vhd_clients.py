@@ -114,7 +114,7 @@ def kpartx_on_the_device(t):
     point = t.mount(f"/dev/mapper/{loop.name}p2")
     trees.same(point, before, "files")
     run("umount", point)
-    run("kpartx", "-d", "-s", loop.path)
+    system.unmap_partitions(loop.path)
     system.settle()
     ensure(not os.path.exists(f"/dev/mapper/{loop.name}p2"), "the map is left")
 
@@ -129,7 +129,7 @@ def kpartx_on_the_file(t):
     point = t.mount(f"/dev/mapper/{loop.name}p2")
     trees.same(point, before, "files")
     run("umount", point)
-    run("kpartx", "-d", "-s", path)
+    system.unmap_partitions(path)
     system.settle()
     system.wait_until(lambda: not loop.is_bound(), "kpartx -d detached the device")
 

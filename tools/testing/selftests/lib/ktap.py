@@ -105,6 +105,11 @@ class Context:
         """Prints something that has to be the same with the stock driver (see run_in_vm)."""
         print(f"# {name}: {value}")
 
+    def with_udev(self):
+        """udevd runs from now on, until the end of the test."""
+        self.defer(system.stop_udev)
+        system.start_udev()
+
     def attach(self, path, **kwargs):
         """Attaches `path` with LOOP_CONFIGURE (see loopdev.attach)."""
         loop = loopdev.attach(path, **kwargs)

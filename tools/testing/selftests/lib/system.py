@@ -56,6 +56,11 @@ def scratch_mounted():
         run("umount", SCRATCH)
 
 
+def unmap_partitions(path):
+    """kpartx -d, until it succeeds: it does not try again itself if udevd is looking at a map."""
+    wait_until(lambda: not attempt("kpartx", "-d", "-s", path).returncode, f"kpartx -d {path} succeeds")
+
+
 def unmount_if_mounted(point):
     """Unmounts all that is mounted at `point`.
 
