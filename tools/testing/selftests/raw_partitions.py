@@ -12,7 +12,7 @@ from lib.system import run
 MIB = 1 << 20
 # tmpfs has no way to zero a range; the block layer then writes zeros.
 NO_ZERO_RANGE = r"operation not supported error, dev loop\d+, .* op 0x9:\(WRITE_ZEROES\) .*"
-suite = Suite(udev=True, allow=[NO_ZERO_RANGE])
+suite = Suite(allow=[NO_ZERO_RANGE])
 
 MBR = "label: dos\nsize=4MiB,type=83\nsize=8MiB,type=7\n"
 GPT = "label: gpt\nsize=4MiB,name=first\nsize=8MiB,name=second\n"
@@ -28,7 +28,6 @@ def disk(t, table=MBR):
 
 def partitions(loop):
     """The partitions of a device that the kernel knows: name to (start, length) in bytes."""
-    system.settle()
     found = {}
     for name in sorted(os.listdir(loop.sysfs)):
         if name.startswith(f"{loop.name}p"):
@@ -41,7 +40,6 @@ def partitions(loop):
 def loaded_with(*params):
     """The loop driver in use, loaded anew with parameters, and then without."""
     driver = system.driver_in_use()
-    system.settle()
     system.unload_loop()
     system.load_loop(driver, *params)
     try:
@@ -49,7 +47,6 @@ def loaded_with(*params):
     finally:
         for loop in loopdev.bound():
             loop.detach()
-        system.settle()
         system.unload_loop()
         system.load_loop(driver)
 
@@ -77,7 +74,6 @@ def no_partitions_without_the_option(t):
 def partition_io(t):
     path = disk(t)
     loop = t.losetup("-P", path)
-    system.settle()
     data = blockio.pattern(8 * MIB, 3)
     blockio.direct_write(loop.part(2), 0, data)
     with open(path, "rb") as file:
@@ -91,7 +87,6 @@ def partitions_vanish_with_detach(t):
     loop = t.losetup("-P", disk(t))
     equal(len(partitions(loop)), 2, "partitions")
     run("losetup", "-d", loop.path)
-    system.settle()
     equal(partitions(loop), {}, "partitions after detaching")
     ensure(not os.path.exists(loop.part(1)), "device node is left")
 
@@ -99,7 +94,6 @@ def partitions_vanish_with_detach(t):
 @suite.test
 def mounted_partition_keeps_the_device(t):
     loop = t.losetup("-P", disk(t))
-    system.settle()
     run("mkfs.ext4", "-q", loop.part(2))
     point = t.mount(loop.part(2))
     run("losetup", "-d", loop.path)
@@ -107,10 +101,8 @@ def mounted_partition_keeps_the_device(t):
         file.write(b"x" * 100000)
     run("sync")
     run("umount", point)
-    system.settle()
     system.wait_until(lambda: not loop.is_bound(), "umount detached it")
     loop = t.losetup("-P", t.path("disk"))
-    system.settle()
     run("e2fsck", "-fn", loop.part(2))
 
 
@@ -118,8 +110,6 @@ def mounted_partition_keeps_the_device(t):
 def partx_adds_and_deletes(t):
     loop = t.losetup("-P", blockio.make_sparse(t.path("disk"), 32 * MIB))
     run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", loop.path, text=MBR)
-    # udevd reads the table of what was written to, too.
-    system.settle()
     run("partx", "-u", loop.path)
     equal(partitions(loop), TWO, "partitions after partx -u")
     run("partx", "-d", "--nr", "1", loop.path)
@@ -154,16 +144,20 @@ def set_status_turns_partscan_on(t):
 
 @suite.test
 def kpartx_maps_partitions(t):
+    """udevd has to tell kpartx that it has seen the maps."""
+    t.with_udev()
     loop = t.losetup(disk(t))
     data = blockio.pattern(4 * MIB)
     blockio.direct_write(loop.path, MIB, data)
     run("kpartx", "-av", "-s", loop.path)
-    t.defer(run, "kpartx", "-d", loop.path)
+    t.defer(system.unmap_partitions, loop.path)
     same_bytes(blockio.direct_read(f"/dev/mapper/{loop.name}p1", 0, 4 * MIB), data, "partition")
 
 
 @suite.test
 def lsblk_shows_partitions(t):
+    """It has the labels from udevd."""
+    t.with_udev()
     loop = t.losetup("-P", disk(t, GPT))
     system.settle()
     out = run("lsblk", "-n", "-l", "-x", "NAME", "-o", "NAME,TYPE,SIZE,PARTLABEL", loop.path)
@@ -210,7 +204,6 @@ def hw_queue_depth_parameter(t, depth):
 def refused_parameters(t, params):
     driver = system.driver_in_use()
     t.allow_log(r"loop: `.*' invalid for parameter `.*'")
-    system.settle()
     system.unload_loop()
     try:
         system.load_loop(driver, *params)
