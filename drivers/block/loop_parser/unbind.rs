@@ -51,11 +51,13 @@ pub(crate) fn detach(device: ArcBorrow<'_, Device>, closing: &Closing<'_, Device
     }
     disk.uevent_change();
     disk.media_change();
-    // All partitions, those added by hand included. There is nobody to return an error to.
+    // All partitions, those added by hand included. There is nobody to return an error to. The log
+    // line is the C driver's, which tests look for.
     if let Err(error) = closing.drop_partitions() {
         pr_warn!(
-            "loop{}: dropping the partitions failed ({error:?})\n",
-            device.number()
+            "__loop_clr_fd: partition scan of loop{} failed (rc={})\n",
+            device.number(),
+            error.to_errno()
         );
     }
     let binding = disk.freeze().rebind(None);
