@@ -219,8 +219,9 @@ def flush_meanwhile_covers_the_file_below(t):
         direct.write(0, blockio.pattern(BLOCK))
         task = Task(lambda: change(device.loop, child))
         t.defer(task.outcome)
-        # The old file is being written back; what comes now is not part of that.
-        task.wait_until_it_hangs()
+        # The old file is being written back; what comes now is not part of that. On a machine that
+        # stood still it may be over already.
+        system.wait_until(lambda: task.ended() or task.hangs(), "LOOP_CHANGE_FD hangs")
         data = blockio.pattern(MIB, 7)
         direct.write(MIB, data)
         system.wait_until(lambda: device.loop.attr("loop/backing_file") == child, "the files are switched")
