@@ -43,6 +43,13 @@ class Device:
         options = {"block_size": BLOCK, **options}
         return vhd_child.child_of(self.chain, len(self.chain.guest), **options).write(path)
 
+    def child_in(self, folder):
+        """Writes one that names the file that the device is on by its whole path."""
+        url = f"file://{self.chain.paths[0]}"
+        image = vhd_child.child_of(self.chain, len(self.chain.guest), block_size=BLOCK, header_name="",
+                                   locators=[vhd_child.mac(url)])
+        return image.write(os.path.join(folder, "child.vhd"))
+
     def put_on_top(self, path=None):
         """A snapshot, with an empty child, or with one that was made already."""
         path = path or self.child()
@@ -184,9 +191,7 @@ def below_cannot_be_made_durable(t, kind):
     disk = mapper.create(t, (64 * 2048, "linear"))
     run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,nodiscard", disk)
     device = Device.on(t, kind, folder=t.mount(disk))
-    image = vhd_child.child_of(device.chain, SIZE, block_size=BLOCK, header_name="",
-                               locators=[vhd_child.mac(f"file://{device.chain.paths[0]}")])
-    child = images.Unchanged(image.write(t.path("child.vhd")))
+    child = images.Unchanged(device.child_in(t.dir))
     system.attempt("modprobe", "vhdloop")
     # Not written back by itself before the change.
     with blockio.Direct(device.loop.path) as direct:
@@ -211,10 +216,8 @@ def flush_meanwhile_covers_the_file_below(t):
     t.ram_disk(SIZE // MIB)
     disk = mapper.create(t, (SIZE // 512, "slow"))
     chain = vhd_child.Chain([disk], bytes(SIZE), raw=True)
-    image = vhd_child.child_of(chain, SIZE, block_size=BLOCK, header_name="",
-                               locators=[vhd_child.mac(f"file://{disk}")])
-    child = image.write(t.path("child.vhd"))
     device = Device(t, chain, layers.attach_auto)
+    child = device.child_in(t.dir)
     with blockio.Direct(device.loop.path) as direct:
         direct.write(0, blockio.pattern(BLOCK))
         task = Task(lambda: change(device.loop, child))
@@ -459,9 +462,7 @@ def child_on_the_devices_own_file_system_is_refused(t):
     device = Device.on(t, "raw")
     run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0", device.loop.path)
     point = t.mount(device.loop.path, "-o", "noatime")
-    image = vhd_child.child_of(device.chain, SIZE, block_size=BLOCK, header_name="",
-                               locators=[vhd_child.mac(f"file://{device.chain.paths[0]}")])
-    path = image.write(os.path.join(point, "child.vhd"))
+    path = device.child_in(point)
     run("sync", "-f", point)
     stays(device, path, errno.ELOOP, "vhd: ELOOP")
     run("umount", point)
