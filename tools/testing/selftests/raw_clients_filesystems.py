@@ -6,13 +6,12 @@ import errno
 import os
 
 from lib import blockio, loopdev, system, trees
+from lib.kmsg import NO_ZERO_RANGE
 from lib.ktap import Suite, ensure, equal, fails_with
 from lib.system import run
 
 MIB = 1 << 20
 DEVICE = r"loop\d+(p\d+)?"
-# tmpfs has no way to zero a range; the block layer then writes zeros.
-NO_ZERO_RANGE = r"operation not supported error, dev loop\d+, .* op 0x9:\(WRITE_ZEROES\) .*"
 suite = Suite(udev=True, allow=[
     NO_ZERO_RANGE,
     rf"XFS \({DEVICE}\): (Mounting V5 Filesystem|Unmounting Filesystem|Ending clean mount).*",

@@ -8,12 +8,11 @@ import os
 import re
 
 from lib import blockio, loopdev, system, trees
+from lib.kmsg import NO_ZERO_RANGE
 from lib.ktap import Suite, ensure, equal, same_bytes
 from lib.system import attempt, run
 
 MIB = 1 << 20
-# tmpfs has no way to zero a range; the block layer then writes zeros.
-NO_ZERO_RANGE = r"operation not supported error, dev loop\d+, .* op 0x9:\(WRITE_ZEROES\) .*"
 suite = Suite(udev=True, allow=[NO_ZERO_RANGE])
 
 GPT = "label: gpt\nlabel-id: 5D0CE1D5-3F1D-4E55-8A35-0E4A4A0D2F11\n" \

@@ -7,11 +7,11 @@ import os
 import shutil
 
 from lib import blockio, loopdev, pid1, system, trees
+from lib.kmsg import NO_ZERO_RANGE
 from lib.ktap import Suite, ensure, equal
 from lib.system import attempt, run
 
 MIB = 1 << 20
-NO_ZERO_RANGE = r"operation not supported error, dev loop\d+, .* op 0x9:\(WRITE_ZEROES\) .*"
 suite = Suite(udev=True, allow=[NO_ZERO_RANGE])
 
 DISK = "5d0ce1d5-3f1d-4e55-8a35-0e4a4a0d2f11"

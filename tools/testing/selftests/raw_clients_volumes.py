@@ -6,12 +6,12 @@ import json
 import os
 
 from lib import blockio, system, trees
+from lib.kmsg import NO_ZERO_RANGE
 from lib.ktap import Suite, ensure, equal, same_bytes
 from lib.system import attempt, run
 
 MIB = 1 << 20
 NAME = "loopselftest"
-NO_ZERO_RANGE = r"operation not supported error, dev loop\d+, .* op 0x9:\(WRITE_ZEROES\) .*"
 suite = Suite(udev=True, allow=[NO_ZERO_RANGE, r"EXT4-fs \((dm-|md)\d+\): (un)?mount.*"])
 
 

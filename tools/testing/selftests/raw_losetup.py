@@ -7,12 +7,11 @@ import json
 import os
 
 from lib import blockio, loopdev, system
+from lib.kmsg import NO_ZERO_RANGE
 from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
 from lib.system import attempt, run
 
 MIB = 1 << 20
-# tmpfs has no way to zero a range; the block layer then writes zeros.
-NO_ZERO_RANGE = r"operation not supported error, dev loop\d+, .* op 0x9:\(WRITE_ZEROES\) .*"
 suite = Suite(allow=[NO_ZERO_RANGE])
 
 

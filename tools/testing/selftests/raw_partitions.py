@@ -6,12 +6,11 @@ import contextlib
 import os
 
 from lib import blockio, loopdev, system
+from lib.kmsg import NO_ZERO_RANGE
 from lib.ktap import Suite, ensure, equal, same_bytes
 from lib.system import run
 
 MIB = 1 << 20
-# tmpfs has no way to zero a range; the block layer then writes zeros.
-NO_ZERO_RANGE = r"operation not supported error, dev loop\d+, .* op 0x9:\(WRITE_ZEROES\) .*"
 suite = Suite(allow=[NO_ZERO_RANGE])
 
 MBR = "label: dos\nsize=4MiB,type=83\nsize=8MiB,type=7\n"
