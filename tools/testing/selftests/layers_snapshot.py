@@ -8,8 +8,9 @@ import errno
 import os
 import subprocess
 
-from lib import blockio, images, layers, loopdev, mapper, system, uevents, vhd, vhd_chain, vhd_child
-from lib.ktap import Skip, Suite, ensure, equal, fails_with, same_bytes
+from lib import blockio, images, layers, loopdev, mapper, needs, system, uevents
+from lib import vhd, vhd_chain, vhd_child
+from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
 from lib.system import run
 from lib.tasks import Task
 
@@ -211,8 +212,7 @@ def below_cannot_be_made_durable(t, kind):
 @suite.test
 def flush_meanwhile_covers_the_file_below(t):
     """The files are switched before what was written in the meantime is durable in the old one."""
-    if system.attempt("modprobe", "dm-delay").returncode:
-        raise Skip("there is no dm-delay")
+    needs.module("dm-delay")
     t.ram_disk(SIZE // MIB)
     disk = mapper.create(t, (SIZE // 512, "slow"))
     chain = vhd_child.Chain([disk], bytes(SIZE), raw=True)

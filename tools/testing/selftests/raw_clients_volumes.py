@@ -5,7 +5,7 @@
 import json
 import os
 
-from lib import blockio, system, trees
+from lib import blockio, needs, system, trees
 from lib.kmsg import NO_ZERO_RANGE
 from lib.ktap import Suite, ensure, equal, same_bytes
 from lib.system import attempt, run
@@ -114,6 +114,7 @@ def luks_grows(t):
 @suite.test
 def snapshot(t):
     """dm-snapshot with origin and changes on two loop devices."""
+    needs.module("dm-snapshot")
     origin, changes = devices(t, 2)
     data = blockio.pattern(4 * MIB)
     blockio.direct_write(origin.path, 0, data)
@@ -170,6 +171,7 @@ def logical_volume_over_two_devices(t):
 
 @suite.test
 def volumes_move_between_devices(t):
+    needs.module("dm-mirror")
     loops = devices(t, 2)
     volume_group(t, loops[:1])
     run("lvcreate", "-q", "-y", "-L", "8m", "-n", "data", NAME)
@@ -201,6 +203,7 @@ def volume_grows_with_its_file(t):
 
 def mirror(t, loops):
     """RAID 1 over two devices; stopped with the test."""
+    needs.module("raid1")
     run("mdadm", "--create", "/dev/md/selftest", "--quiet", "--run", "--assume-clean",
         "--level=1", "--metadata=1.2", "--bitmap=internal", "--homehost=any",
         "--raid-devices=2", *(loop.path for loop in loops))
@@ -274,6 +277,7 @@ def mirror_assembled_again(t):
 @suite.test
 def verity(t):
     """dm-verity serves what it can prove, and nothing else."""
+    needs.module("dm-verity")
     data, hashes = devices(t, 2, 8)
     content = blockio.make_file(t.path("disk0"), 8 * MIB)
     root = run("veritysetup", "format", data.path, hashes.path)

@@ -12,8 +12,8 @@ import os
 import signal
 import subprocess
 
-from lib import blockio, loopdev, system, trees
-from lib.ktap import Skip, Suite, ensure, same_bytes
+from lib import blockio, loopdev, needs, system, trees
+from lib.ktap import Suite, ensure, same_bytes
 from lib.system import run
 
 MIB = 1 << 20
@@ -36,8 +36,7 @@ def set_meanwhile(t, path, text):
 
 def prepare(t):
     """Until the test ends, a suspend lasts a second and goes as far as this machine can."""
-    if not os.path.exists("/sys/power/pm_test"):
-        raise Skip("this kernel has no suspend for a test")
+    needs.file("/sys/power/pm_test")
     set_meanwhile(t, "/sys/module/suspend/parameters/pm_test_delay", "1")
     # Milliseconds: who waits for a slow disk is not frozen before it has answered.
     set_meanwhile(t, "/sys/power/pm_freeze_timeout", "300000")

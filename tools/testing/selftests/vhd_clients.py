@@ -5,7 +5,7 @@ compared with what qemu-img and our reader see in the image."""
 
 import os
 
-from lib import blockio, images, loopdev, system, trees, vhd, vhd_reader
+from lib import blockio, images, loopdev, needs, system, trees, vhd, vhd_reader
 from lib.kmsg import NO_ZERO_RANGE
 from lib.ktap import Suite, ensure, equal, same_bytes
 from lib.system import attempt, run
@@ -212,6 +212,7 @@ def logical_volume(t):
 @suite.test
 def mirror(t):
     """One half in a VHD, the other in a raw file; the data is in both."""
+    needs.module("raid1")
     path = empty(t)
     loops = [t.losetup(path), t.losetup(blockio.make_sparse(t.path("disk.raw"), 64 * MIB))]
     run("mdadm", "--create", "/dev/md/selftest", "--quiet", "--run", "--assume-clean",

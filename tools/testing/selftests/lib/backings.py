@@ -3,7 +3,7 @@
 
 import os
 
-from lib import blockio, system
+from lib import blockio, needs, system
 from lib.system import run
 
 MIB = 1 << 20
@@ -95,6 +95,7 @@ def loop_device_4k(t):
 def scsi_disk(t, **parameters):
     """A disk of scsi_debug, which keeps its data in memory; returns its node."""
     options = {"dev_size_mb": 16, "delay": 0, "add_host": 1, **parameters}
+    needs.module("scsi_debug")
     before = disks()
     run("modprobe", "sd_mod")
     t.allow_log(r"scsi_debug:.*")

@@ -9,20 +9,21 @@ test nor kmsg.py expected.
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sys
 import time
 import traceback
 
-from lib import deadline, kmsg, loopdev, system
+from lib import deadline, kmsg, loopdev, needs, system
+from lib.needs import Skip
+
+# What mount(8) says if it has recognised a file system that the kernel does not know.
+UNKNOWN_FILE_SYSTEM = re.compile(r"unknown filesystem type '(\w+)'")
 
 
 class Failure(Exception):
     """An assertion that does not hold."""
-
-
-class Skip(Exception):
-    """The test cannot be done here; the reason is printed and the skip is counted."""
 
 
 def ensure(condition, what):
@@ -124,10 +125,16 @@ class Context:
         return loop
 
     def mount(self, source, *options, where="mnt"):
-        """Mounts `source` in the test's folder and returns the mount point."""
+        """Mounts `source` in the test's folder and returns the mount point. If the kernel does not have
+        its file system, the test is skipped."""
         point = self.path(where)
         os.makedirs(point, exist_ok=True)
-        system.run("mount", *options, source, point)
+        try:
+            system.run("mount", *options, source, point)
+        except system.CommandError as error:
+            if kind := UNKNOWN_FILE_SYSTEM.search(error.output):
+                needs.file_system(kind[1])
+            raise
         self.defer(system.unmount_if_mounted, point)
         return point
 

@@ -6,8 +6,8 @@ import gc
 import glob
 import os
 
-from lib import loopdev
-from lib.ktap import Failure, Skip
+from lib import loopdev, needs
+from lib.ktap import Failure
 
 
 def meminfo():
@@ -31,8 +31,7 @@ def give_back():
     os.sync()
     for knob, value in (("drop_caches", "3"), ("compact_memory", "1"), ("stat_refresh", "1")):
         path = f"/proc/sys/vm/{knob}"
-        if not os.path.exists(path):
-            raise Skip(f"this kernel has no {path}")
+        needs.file(path)
         with open(path, "w", encoding="ascii") as file:
             file.write(value)
 

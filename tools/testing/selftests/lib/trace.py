@@ -5,7 +5,7 @@ import contextlib
 import os
 import re
 
-from lib.ktap import Skip
+from lib import needs
 
 INSTANCE = "/sys/kernel/tracing/instances/loop-selftests"
 PROBES = "/sys/kernel/tracing/kprobe_events"
@@ -55,8 +55,7 @@ def tracing(*events, device=None):
 def calls(function):
     """Two events for tracing() while a `with` block runs: "called" and "returned", of a function of
     the kernel."""
-    if not os.path.exists(PROBES):
-        raise Skip("this kernel has no kprobe events")
+    needs.file(PROBES)
     probes = {"called": "p", "returned": "r"}
     with contextlib.ExitStack() as stack:
         for name, kind in probes.items():
