@@ -88,9 +88,9 @@ impl Descriptor {
     ///
     /// # Errors
     ///
-    /// [`Error::Malformed`] for a text that is too long or not within the file, a line that is no line of
-    /// a descriptor, a CID that is no number. [`Error::Unsupported`] for an encrypted disk, for too many
-    /// extents, and for a parent that is not named in a way that others than VirtualBox understand.
+    /// [`Error::Malformed`] for a text that is not within the file, a line that is no line of a
+    /// descriptor, a CID that is no number. [`Error::Unsupported`] for an encrypted disk, for a text that is
+    /// too long, for too many extents, and for a parent that is not named in a way that others than VirtualBox understand.
     ///
     /// What is wrong with an extent as part of a disk is found when it is [asked for](ExtentLines::next):
     /// the descriptor in a sparse extent can be stale there.
@@ -98,7 +98,10 @@ impl Descriptor {
     pub(super) fn load(tables: &dyn Tables, text: HostRange, place: Place) -> Result<Self> {
         let at = text.offset;
         if text.len > MAX_LEN {
-            return Err(Error::malformed("VMDK descriptor is too long", at));
+            return Err(Error::unsupported(
+                "VMDK descriptor is larger than 1 MiB",
+                at,
+            ));
         }
         let region = Region::new(at, text.len, at)?;
         if region.end > tables.size()? {

@@ -91,8 +91,8 @@ impl Map for QcowMap {
     fn reread_size(&self, tables: &dyn Tables) -> Result<u64> {
         let size = tables.load_be64(SIZE)?;
         if size > self.layout.limit() {
-            return Err(Error::malformed(
-                "qcow L1 table is too small for the disk",
+            return Err(Error::unsupported(
+                "qcow disk has outgrown the L1 table that it was attached with",
                 SIZE,
             ));
         }

@@ -113,8 +113,8 @@ impl Map for Qcow2Map {
     fn reread_size(&self, tables: &dyn Tables) -> Result<u64> {
         let size = tables.load_be64(SIZE)?;
         if size > self.layout.limit() {
-            return Err(Error::malformed(
-                "qcow2 L1 table is too small for the disk",
+            return Err(Error::unsupported(
+                "qcow2 disk has outgrown the L1 table that it was attached with",
                 SIZE,
             ));
         }

@@ -191,7 +191,7 @@ fn text(fields: &HeaderFields, at: u64, file_size: u64) -> Result<Option<Region>
     }
     let len = sectors(count, field(DESC_SIZE))?;
     if len > descriptor::MAX_LEN {
-        return malformed("VMDK descriptor is larger than 1 MiB", field(DESC_SIZE));
+        return unsupported("VMDK descriptor is larger than 1 MiB", field(DESC_SIZE));
     }
     let start = sectors(offset, field(DESC_OFFSET))?;
     let region = Region::new(start, len, field(DESC_OFFSET))?;

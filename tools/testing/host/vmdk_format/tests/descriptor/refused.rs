@@ -219,7 +219,10 @@ fn length() {
     };
     assert!(attach(&padded(1 << 20)).is_ok());
     let error = attach(&padded((1 << 20) + 1)).unwrap_err();
-    assert_eq!(error, Error::malformed("VMDK descriptor is too long", 0));
+    assert_eq!(
+        error,
+        Error::unsupported("VMDK descriptor is larger than 1 MiB", 0)
+    );
 }
 
 /// Disks of disks are not made.

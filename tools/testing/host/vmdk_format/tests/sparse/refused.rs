@@ -156,9 +156,12 @@ fn places() {
     field64(28, &[end, 1 << 55, end - 1, u64::MAX], &[0, text]);
     field64(
         36,
-        &[2049, u64::MAX, end, directory - text + 1],
+        &[u64::MAX, end, directory - text + 1],
         &[0, 1, text_len / 512],
     );
+    let mut store = sparse();
+    put64(&mut store, 36, 2049);
+    assert_unsupported(&store, 36);
 }
 
 /// A redundant directory that is no good is not needed to read.

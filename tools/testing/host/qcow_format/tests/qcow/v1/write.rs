@@ -4,8 +4,9 @@
 
 use std::rc::Rc;
 
-use loop_parser::contract::{Error, Extent, Placement};
+use loop_parser::contract::{Error, Extent, Map, Placement};
 use proptest::prelude::*;
+use qcow_format::format;
 use testkit::{
     crash::{Replay, Survivors},
     device::{Begun, Device},
@@ -60,6 +61,25 @@ fn extents() {
 }
 
 /// The rest of a new cluster is what it was: zeros, compressed bytes, the backing file's.
+/// Its L1 has entries for four tables, of 256 KiB each.
+#[test]
+fn size_is_read_again() {
+    let mut image = small().build();
+    let map = format::v1::attach(&image.store, "").unwrap().map;
+    for (size, expected) in [(1 << 19, 1 << 19), (1000, 512), (1 << 20, 1 << 20)] {
+        image.put64(24, size);
+        assert_eq!(map.reread_size(&image.store), Ok(expected));
+    }
+    image.put64(24, (1 << 20) + 512);
+    assert_eq!(
+        map.reread_size(&image.store),
+        Err(Error::unsupported(
+            "qcow disk has outgrown the L1 table that it was attached with",
+            24
+        ))
+    );
+}
+
 #[test]
 fn completes_clusters() {
     for below in [0, 5 * C + 512, 1 << 20] {
