@@ -5,7 +5,8 @@
 //! `parser` is there all the time; the C driver's files while a file is attached (tools take
 //! `backing_file` for the sign of that); what describes an image, while that is not a raw one.
 //!
-//! Reading them never waits for an attach, a detach or an ioctl that hangs: see [`Shown`].
+//! Reading them never waits for an attach, a detach or an ioctl that hangs: see
+//! [`Shown`](crate::device::Shown).
 
 mod layers;
 

@@ -72,7 +72,7 @@ use crate::{
     range::GuestRange,
     reclaim::UnlinkedList,
     select::Choice,
-    shown::Shown,
+    log_name::LogName,
     sys::{
         epoch::Epochs,
         file::BackingFile,
@@ -812,7 +812,7 @@ impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             [] => Ok(()),
-            name => f.write_fmt(fmt!("\"{}\": ", Shown(name))),
+            name => f.write_fmt(fmt!("\"{}\": ", LogName(name))),
         }
     }
 }

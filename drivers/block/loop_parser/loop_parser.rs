@@ -13,8 +13,9 @@
 //! | `signatures`, `select`, `raw` | which parser serves a file |
 //! | `image`, `images`, `user` | what devices on one file share; all of them; their users |
 //! | `layers`, `opening`, `chain` | images on images: reading through them, opening them, cycles |
+//! | `parts` | disks that are put together from other files |
 //! | `tables`, `range`, `allocation`, `group_sync` | tables; making room |
-//! | `discard`, `reclaim` | discards; giving back room |
+//! | `discard`, `holes`, `zeros`, `reclaim` | discards; holes and zeros in files; giving back room |
 //! | `bounce` | memory for units that are stored compressed, and for copies |
 //! | `lanes`, `service` | handing requests to workers; serving them |
 //! | `device`, `configure`, `change`, `snapshot`, `unbind`, `status`, `geometry` | a device and its life |
@@ -44,6 +45,7 @@ mod instance;
 mod ioctl;
 mod lanes;
 mod layers;
+mod log_name;
 mod opening;
 pub mod parser;
 mod parts;
@@ -53,7 +55,6 @@ mod reclaim;
 mod retry;
 mod select;
 mod service;
-mod shown;
 mod signatures;
 mod snapshot;
 mod status;

@@ -51,7 +51,7 @@ use crate::{
         self,
         Choice, //
     },
-    shown::Shown,
+    log_name::LogName,
     sys::{
         creds::Credentials,
         file::BackingFile,
@@ -316,12 +316,12 @@ impl Opening<'_> {
 }
 
 /// The path of a file, for the log.
-fn path_of<'a>(file: &BackingFile, buffer: &'a mut Result<Buffer>) -> Shown<'a> {
+fn path_of<'a>(file: &BackingFile, buffer: &'a mut Result<Buffer>) -> LogName<'a> {
     let path = match buffer {
         Ok(buffer) => file.show_path(&mut buffer.bytes).unwrap_or(b"?"),
         Err(_) => b"?",
     };
-    Shown(path)
+    LogName(path)
 }
 
 /// What the image in a file says itself of a fault that it is refused for.

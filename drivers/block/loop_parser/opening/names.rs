@@ -26,7 +26,7 @@ use crate::{
         self,
         Choice, //
     },
-    shown::Shown,
+    log_name::LogName,
     sys::{
         creds::Credentials,
         file::{
@@ -198,7 +198,7 @@ impl Names<'_> {
     fn log_not_allowed(&self, name: &mut Buffer) {
         // Without a name it is still one that is not allowed.
         let _ = name.load(self.child, self.named, 0);
-        let name = Shown(name.name().to_bytes());
+        let name = LogName(name.name().to_bytes());
         let by = BStr::from_bytes(self.by.to_bytes());
         self.opening.log(
             self.by,
@@ -211,7 +211,7 @@ impl Names<'_> {
 
     /// Logs why a named file is refused, and returns what the caller is told.
     fn refused(&self, name: &CStr, error: &ImageError) -> Error {
-        let name = Shown(name.to_bytes());
+        let name = LogName(name.to_bytes());
         let role = self.role.name();
         let errno = Error::from_errno(error.to_errno());
         match error.fault() {

@@ -13,9 +13,9 @@ use kernel::{
 const MOST: usize = 512;
 
 /// A name or a path. Of a long one the end is shown: there a path has the name of the file.
-pub(crate) struct Shown<'a>(pub(crate) &'a [u8]);
+pub(crate) struct LogName<'a>(pub(crate) &'a [u8]);
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for LogName<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut room = MOST;
         let fits = |byte: &&u8| match room.checked_sub(width(**byte)) {
