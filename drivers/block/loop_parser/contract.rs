@@ -12,19 +12,37 @@
 //! positions count from the start of the virtual disk, *host* offsets from the start of the image
 //! file.
 
+mod alloc;
 mod attach;
+mod disk;
 mod error;
 mod extents;
 mod map;
 pub mod num;
 mod parent;
 mod probe;
+mod range;
 pub mod space;
 mod tables;
+mod vmdk_text;
 
+pub use alloc::{
+    Allocate,
+    Discard,
+    Discarded,
+    Reservation,
+    Reserved,
+    Unlinked, //
+};
 pub use attach::{
     AttachRequest,
     Part, //
+};
+pub use disk::{
+    Disk,
+    Features,
+    Identity,
+    State, //
 };
 pub use error::{
     Error,
@@ -38,34 +56,28 @@ pub use extents::{
     MAX_EXTENTS, //
 };
 pub use map::{
-    Allocate,
     Compressed,
     Compression,
-    Discard,
-    Discarded,
-    Disk,
     Extent,
-    Features,
-    HostRange,
-    Identity,
     Map,
-    Placement,
-    Range,
-    Reservation,
-    Reserved,
-    State,
-    Unlinked, //
+    Placement, //
 };
 pub use parent::Parent;
 pub use probe::{
-    is_vmdk_text,
     Probe,
-    Verdict,
-    BYTE_ORDER_MARK, //
+    Verdict, //
+};
+pub use range::{
+    HostRange,
+    Range, //
 };
 pub use tables::{
     Tables,
     TablesMut, //
+};
+pub use vmdk_text::{
+    is_vmdk_text,
+    BYTE_ORDER_MARK, //
 };
 
 /// Bytes in a sector, the unit in which all three format families count.

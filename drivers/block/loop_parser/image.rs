@@ -59,6 +59,7 @@ use crate::{
     },
     group_sync::GroupSync,
     holes::Holes,
+    log_name::LogName,
     opening::Others,
     parser::{
         AttachRequest,
@@ -72,7 +73,6 @@ use crate::{
     range::GuestRange,
     reclaim::UnlinkedList,
     select::Choice,
-    log_name::LogName,
     sys::{
         epoch::Epochs,
         file::BackingFile,

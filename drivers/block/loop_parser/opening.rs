@@ -42,6 +42,7 @@ use crate::{
         Wanted, //
     },
     layers::MAX_LAYERS,
+    log_name::LogName,
     parser::{
         Attached,
         BoundParser, //
@@ -51,7 +52,6 @@ use crate::{
         self,
         Choice, //
     },
-    log_name::LogName,
     sys::{
         creds::Credentials,
         file::BackingFile,

@@ -16,6 +16,7 @@ use crate::{
         self,
         Allocate,
         Disk,
+        Error,
         Extents,
         Fault,
         HostRange,
@@ -76,6 +77,44 @@ pub struct Attached {
     pub extents: Option<KBox<dyn Extents>>,
 }
 
+impl Attached {
+    /// An image that nothing is wrong with, and that names no other file.
+    pub fn new(disk: Disk, map: KBox<dyn Map>, alloc: KBox<dyn Allocate>) -> Self {
+        Self {
+            disk,
+            map,
+            alloc,
+            warning: None,
+            parent: None,
+            data: None,
+            extents: None,
+        }
+    }
+}
+
+/// A name in an [`Attached`], if there is one.
+///
+/// # Errors
+///
+/// `Store(-ENOMEM)`.
+pub fn boxed_name<P: Parent + 'static>(
+    name: Option<P>,
+) -> contract::Result<Option<KBox<dyn Parent>>> {
+    Ok(match name {
+        Some(name) => Some(boxed(name)?),
+        None => None,
+    })
+}
+
+/// A part of an [`Attached`].
+///
+/// # Errors
+///
+/// `Store(-ENOMEM)`.
+pub fn boxed<T>(part: T) -> contract::Result<KBox<T>> {
+    KBox::new(part, GFP_KERNEL).map_err(|_| Error::Store(ENOMEM.to_errno()))
+}
+
 /// A parser of one image format.
 pub trait Parser: Send + Sync {
     /// Whether a file is of this format.
@@ -83,8 +122,8 @@ pub trait Parser: Send + Sync {
 
     /// Validates an image and prepares to serve it.
     ///
-    /// Reads O(1) pages through `tables`, whatever the size of the image, and never writes. Checks,
-    /// in this order: magic, version, shift counts, products, bounds against named limits, overlaps
+    /// Reads O(1) pages through `tables`, whatever the size of the image (of a text, or of a stream that
+    /// was cut off, up to a named limit), and never writes. Checks, in this order: magic, version, shift counts, products, bounds against named limits, overlaps
     /// of header-level regions.
     ///
     /// # Errors

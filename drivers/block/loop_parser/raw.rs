@@ -13,7 +13,6 @@ use crate::{
         Disk,
         Error,
         Extent,
-        HostRange,
         Map,
         Placement,
         Probe,
@@ -26,6 +25,7 @@ use crate::{
         Verdict, //
     },
     parser::{
+        boxed,
         AttachRequest,
         Attached,
         Parser, //
@@ -55,22 +55,13 @@ impl Parser for Raw {
         if !request.options.is_empty() {
             return Err(Error::BadOption);
         }
-        let map = KBox::new(Identity, GFP_KERNEL).map_err(|_| Error::Store(ENOMEM.to_errno()))?;
-        let alloc = KBox::new(Identity, GFP_KERNEL).map_err(|_| Error::Store(ENOMEM.to_errno()))?;
-        Ok(Attached {
-            disk: Disk {
-                size: 0,
-                variant: "raw",
-                size_source: "file",
-                ..Disk::default()
-            },
-            map,
-            alloc,
-            warning: None,
-            parent: None,
-            data: None,
-            extents: None,
-        })
+        let disk = Disk {
+            size: 0,
+            variant: "raw",
+            size_source: "file",
+            ..Disk::default()
+        };
+        Ok(Attached::new(disk, boxed(Identity)?, boxed(Identity)?))
     }
 }
 
@@ -131,14 +122,6 @@ impl Allocate for Identity {
             offset: range.pos,
             len: range.len,
         })
-    }
-
-    fn reclaim(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        _space: Unlinked,
-    ) -> contract::Result<Option<HostRange>> {
-        Ok(None)
     }
 
     fn close(&mut self, _tables: &mut dyn TablesMut) -> contract::Result {

@@ -8,17 +8,17 @@ use kernel::prelude::*;
 use loop_parser::{
     contract::{
         Allocate,
-        Error,
         Fault,
         HostRange,
         Map,
-        Parent,
         Probe,
         Result as ContractResult,
         Tables,
         Verdict, //
     },
     parser::{
+        boxed,
+        boxed_name,
         AttachRequest,
         Attached,
         Parser,
@@ -49,7 +49,7 @@ impl Parser for Qcow {
     }
 
     fn attach(&self, tables: &dyn Tables, request: &AttachRequest<'_>) -> ContractResult<Attached> {
-        boxed(format::v1::attach(tables, request.options)?, |alloc| alloc)
+        attached(format::v1::attach(tables, request.options)?, |alloc| alloc)
     }
 }
 
@@ -64,8 +64,8 @@ impl Parser for Qcow2 {
     }
 
     fn attach(&self, tables: &dyn Tables, request: &AttachRequest<'_>) -> ContractResult<Attached> {
-        let attached = format::v2::attach(tables, request.options, request.writable)?;
-        boxed(attached, |blueprint| blueprint.build())
+        let image = format::v2::attach(tables, request.options, request.writable)?;
+        attached(image, |blueprint| blueprint.build())
     }
 
     fn quote(&self, tables: &dyn Tables, fault: &Fault) -> Option<HostRange> {
@@ -73,42 +73,28 @@ impl Parser for Qcow2 {
     }
 }
 
-/// Boxes the parts of an image that was attached, and the allocator that is made from one of them.
-fn boxed<M, A, B>(
-    attached: format::Attached<M, A>,
+/// An image that was attached, with an allocator that is made from what it has for that.
+fn attached<M, A, B>(
+    image: format::Attached<M, A>,
     make: impl FnOnce(A) -> B,
 ) -> ContractResult<Attached>
 where
     M: Map + 'static,
     B: Allocate + 'static,
 {
-    let no_memory = |_| Error::Store(ENOMEM.to_errno());
-    let map = KBox::new(attached.map, GFP_KERNEL).map_err(no_memory)?;
-    let alloc = boxed_allocator(attached.alloc, make)?;
-    let parent = attached.parent.map(boxed_name).transpose()?;
-    let data = attached.data.map(boxed_name).transpose()?;
+    let alloc = boxed_allocator(image.alloc, make)?;
     Ok(Attached {
-        disk: attached.disk,
-        map,
-        alloc,
-        parent,
-        data,
-        extents: None,
-        warning: attached.warning,
+        parent: boxed_name(image.parent)?,
+        data: boxed_name(image.data)?,
+        warning: image.warning,
+        ..Attached::new(image.disk, boxed(image.map)?, alloc)
     })
-}
-
-fn boxed_name(name: format::NamedFile) -> ContractResult<KBox<dyn Parent>> {
-    match KBox::new(name, GFP_KERNEL) {
-        Ok(name) => Ok(name),
-        Err(_) => Err(Error::Store(ENOMEM.to_errno())),
-    }
 }
 
 // Not inlined, for the stack.
 #[inline(never)]
 fn boxed_allocator<A, B: Allocate>(from: A, make: impl FnOnce(A) -> B) -> ContractResult<KBox<B>> {
-    KBox::new(make(from), GFP_KERNEL).map_err(|_| Error::Store(ENOMEM.to_errno()))
+    boxed(make(from))
 }
 
 struct QcowModule {

@@ -6,14 +6,14 @@ use kernel::prelude::*;
 
 use loop_parser::{
     contract::{
-        Error,
-        Parent,
         Probe,
         Result as ContractResult,
         Tables,
         Verdict, //
     },
     parser::{
+        boxed,
+        boxed_name,
         AttachRequest,
         Attached,
         Parser,
@@ -44,22 +44,11 @@ impl Parser for Vhd {
     }
 
     fn attach(&self, tables: &dyn Tables, request: &AttachRequest<'_>) -> ContractResult<Attached> {
-        let attached = format::attach(tables, request.options, request.writable)?;
-        let no_memory = |_| Error::Store(ENOMEM.to_errno());
-        let map = KBox::new(attached.map, GFP_KERNEL).map_err(no_memory)?;
-        let alloc = KBox::new(attached.alloc, GFP_KERNEL).map_err(no_memory)?;
-        let parent: Option<KBox<dyn Parent>> = match attached.parent {
-            Some(parent) => Some(KBox::new(parent, GFP_KERNEL).map_err(no_memory)?),
-            None => None,
-        };
+        let image = format::attach(tables, request.options, request.writable)?;
         Ok(Attached {
-            disk: attached.disk,
-            map,
-            alloc,
-            parent,
-            data: None,
-            extents: None,
-            warning: attached.warning,
+            parent: boxed_name(image.parent)?,
+            warning: image.warning,
+            ..Attached::new(image.disk, boxed(image.map)?, boxed(image.alloc)?)
         })
     }
 }

@@ -7,16 +7,15 @@ use kernel::prelude::*;
 use loop_parser::{
     contract::{
         Allocate,
-        Error,
-        Extents,
         Map,
-        Parent,
         Probe,
         Result as ContractResult,
         Tables,
         Verdict, //
     },
     parser::{
+        boxed,
+        boxed_name,
         AttachRequest,
         Attached,
         Parser,
@@ -50,10 +49,10 @@ impl Parser for Vmdk {
 
     fn attach(&self, tables: &dyn Tables, request: &AttachRequest<'_>) -> ContractResult<Attached> {
         match format::kind(tables, request)? {
-            Kind::Sparse => boxed(format::attach_sparse(tables, request)),
-            Kind::Cowd => boxed(format::attach_cowd(tables, request)),
-            Kind::Stream => boxed(format::attach_stream(tables, request)),
-            Kind::SeSparse => boxed(format::attach_sesparse(tables, request)),
+            Kind::Sparse => attached(format::attach_sparse(tables, request)),
+            Kind::Cowd => attached(format::attach_cowd(tables, request)),
+            Kind::Stream => attached(format::attach_stream(tables, request)),
+            Kind::SeSparse => attached(format::attach_sesparse(tables, request)),
             Kind::Set => attach_set(tables, request),
         }
     }
@@ -62,41 +61,25 @@ impl Parser for Vmdk {
 #[inline(never)]
 fn attach_set(tables: &dyn Tables, request: &AttachRequest<'_>) -> ContractResult<Attached> {
     let (image, extents) = format::attach_set(tables, request)?;
-    let attached = boxed(Ok(image))?;
-    let extents: KBox<dyn Extents> = KBox::new(extents, GFP_KERNEL).map_err(|_| no_memory())?;
     Ok(Attached {
-        extents: Some(extents),
-        ..attached
+        extents: Some(boxed(extents)?),
+        ..attached(Ok(image))?
     })
 }
 
-fn no_memory() -> Error {
-    Error::Store(ENOMEM.to_errno())
-}
-
-/// Boxes the parts of an image, if it was attached.
+/// An image, if it was attached.
 // Not inlined, for the stack.
 #[inline(never)]
-fn boxed<M, A>(image: ContractResult<format::Attached<M, A>>) -> ContractResult<Attached>
+fn attached<M, A>(image: ContractResult<format::Attached<M, A>>) -> ContractResult<Attached>
 where
     M: Map + 'static,
     A: Allocate + 'static,
 {
     let image = image?;
-    let map = KBox::new(image.map, GFP_KERNEL).map_err(|_| no_memory())?;
-    let alloc = KBox::new(image.alloc, GFP_KERNEL).map_err(|_| no_memory())?;
-    let parent: Option<KBox<dyn Parent>> = match image.parent {
-        Some(parent) => Some(KBox::new(parent, GFP_KERNEL).map_err(|_| no_memory())?),
-        None => None,
-    };
     Ok(Attached {
-        disk: image.disk,
-        map,
-        alloc,
-        parent,
-        data: None,
-        extents: None,
+        parent: boxed_name(image.parent)?,
         warning: image.warning,
+        ..Attached::new(image.disk, boxed(image.map)?, boxed(image.alloc)?)
     })
 }
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck shell=bash
 #
-# For the scripts beside this one: TAP lines, and what depmod's files say.
+# For scripts: TAP lines, and what depmod's files say.
 
 repo=$(realpath "$(dirname "$(realpath "${BASH_SOURCE[0]}")")/../../..")
 log=$(mktemp)

@@ -17,6 +17,7 @@ use crate::{
         Part, //
     },
     image,
+    log_name::LogName,
     parser::{
         Attached,
         BoundParser, //
@@ -26,7 +27,6 @@ use crate::{
         self,
         Choice, //
     },
-    log_name::LogName,
     sys::{
         creds::Credentials,
         file::{

@@ -2,10 +2,7 @@
 
 //! Arithmetic on numbers from an image, beyond what formats share, and errors that this one has.
 
-use loop_parser::contract::{
-    Error,
-    SECTOR_SIZE, //
-};
+use loop_parser::contract::SECTOR_SIZE;
 
 pub(super) use loop_parser::contract::num::{
     add,
@@ -20,14 +17,8 @@ pub(super) use loop_parser::contract::num::{
     TOO_LARGE, //
 };
 
-/// Operation not supported.
-const EOPNOTSUPP: i32 = 95;
-
 /// What all versions of the format begin with.
 pub(super) const MAGIC: [u8; 4] = *b"QFI\xfb";
-
-/// The error for a call that the image's features rule out, or that the driver has to do without.
-pub(super) const NOT_SUPPORTED: Error = Error::Store(-EOPNOTSUPP);
 
 /// A size in bytes without the part of a sector at its end: QEMU does not show that either.
 pub(super) fn whole_sectors(size: u64) -> u64 {

@@ -38,7 +38,6 @@ use loop_parser::contract::{
     Discard,
     Discarded,
     Error,
-    HostRange,
     Range,
     Reservation,
     Reserved,
@@ -158,15 +157,6 @@ impl Allocate for VhdAllocator {
     }
 
     /// A block that was given back is all a hole, its bitmap too. Its place is not used again.
-    fn reclaim(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        space: Unlinked,
-    ) -> Result<Option<HostRange>> {
-        let Unlinked { offset, len } = space;
-        Ok(Some(HostRange { offset, len }))
-    }
-
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
         match &mut self.0 {
             Some(blocks) => blocks.close(tables),

@@ -4,10 +4,7 @@
 
 use loop_parser::contract::{
     Allocate,
-    Discard,
-    Discarded,
     Error,
-    HostRange,
     Range,
     Reservation,
     Reserved,
@@ -45,24 +42,6 @@ impl Allocate for ReadOnly {
     }
 
     fn release(&mut self, _space: &Reservation) {}
-
-    fn discard(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        _range: Range,
-        _size: u64,
-        _how: Discard,
-    ) -> Result<Discarded> {
-        Err(REFUSED)
-    }
-
-    fn reclaim(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        _space: Unlinked,
-    ) -> Result<Option<HostRange>> {
-        Err(REFUSED)
-    }
 
     fn close(&mut self, _tables: &mut dyn TablesMut) -> Result {
         Ok(())

@@ -7,8 +7,6 @@ use loop_parser::contract::{
     num,
     Allocate,
     AttachRequest,
-    Discard,
-    Discarded,
     Disk,
     Error,
     Extent,
@@ -164,24 +162,6 @@ impl Allocate for SetAllocator {
     }
 
     fn release(&mut self, _space: &Reservation) {}
-
-    fn discard(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        _range: Range,
-        _size: u64,
-        _how: Discard,
-    ) -> Result<Discarded> {
-        Err(num::OUTSIDE)
-    }
-
-    fn reclaim(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        _space: Unlinked,
-    ) -> Result<Option<HostRange>> {
-        Err(num::OUTSIDE)
-    }
 
     /// What is written after this needs another CID.
     fn close(&mut self, _tables: &mut dyn TablesMut) -> Result {

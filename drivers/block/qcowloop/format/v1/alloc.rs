@@ -27,10 +27,7 @@ use loop_parser::contract::{
         Space, //
     },
     Allocate,
-    Discard,
-    Discarded,
     Error,
-    HostRange,
     Range,
     Reservation,
     Reserved,
@@ -43,7 +40,6 @@ use super::{
     super::num::{
         add,
         ensure_same,
-        NOT_SUPPORTED,
         NO_ROOM,
         OUTSIDE, //
     },
@@ -228,24 +224,6 @@ impl Allocate for QcowAllocator {
         if let Some(known) = &mut self.space {
             known.release(space.offset, space.len);
         }
-    }
-
-    fn discard(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        _range: Range,
-        _size: u64,
-        _how: Discard,
-    ) -> Result<Discarded> {
-        Err(NOT_SUPPORTED)
-    }
-
-    fn reclaim(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        _space: Unlinked,
-    ) -> Result<Option<HostRange>> {
-        Err(NOT_SUPPORTED)
     }
 
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {

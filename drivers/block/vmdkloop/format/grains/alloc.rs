@@ -44,7 +44,6 @@ use loop_parser::contract::{
     Discard,
     Discarded,
     Error,
-    HostRange,
     Range,
     Reservation,
     Reserved,
@@ -271,15 +270,6 @@ impl Allocate for GrainAllocator {
     }
 
     /// A grain that was given back is all a hole. Its place is not used again.
-    fn reclaim(
-        &mut self,
-        _tables: &mut dyn TablesMut,
-        space: Unlinked,
-    ) -> Result<Option<HostRange>> {
-        let Unlinked { offset, len } = space;
-        Ok(Some(HostRange { offset, len }))
-    }
-
     /// A file that somebody else has written to is left as it is.
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
         if self.is_marked || self.space.is_some() {

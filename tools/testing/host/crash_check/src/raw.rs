@@ -4,8 +4,8 @@
 //! extents.
 
 use loop_parser::contract::{
-    Allocate, Discard, Discarded, Disk, Error, Extent, HostRange, Map, Placement, Range,
-    Reservation, Reserved, Result, Tables, TablesMut, Unlinked,
+    Allocate, Disk, Error, Extent, Map, Placement, Range, Reservation, Reserved, Result, Tables,
+    TablesMut, Unlinked,
 };
 use testkit::{device::Device, store::Store};
 
@@ -85,20 +85,6 @@ impl Allocate for Raw {
     }
 
     fn release(&mut self, _: &Reservation) {}
-
-    fn discard(
-        &mut self,
-        _: &mut dyn TablesMut,
-        _: Range,
-        _: u64,
-        _: Discard,
-    ) -> Result<Discarded> {
-        Err(READ_ONLY)
-    }
-
-    fn reclaim(&mut self, _: &mut dyn TablesMut, _: Unlinked) -> Result<Option<HostRange>> {
-        Err(READ_ONLY)
-    }
 
     fn close(&mut self, _: &mut dyn TablesMut) -> Result {
         Ok(())
