@@ -109,10 +109,12 @@ check-debug: environment
 check-long: environment
 	$(Q)LP_LONG=1 tools/testing/check $(if $(ALSO),--also $(ALSO))
 
-# The format code as host programs: any cargo will do.
+# The format code as host programs, with this machine's cargo, if it is one that can read the
+# workspace (1.85 or later).
 .PHONY: check-host
 check-host:
-	$(Q)if command -v cargo >/dev/null; then \
+	$(Q)if (cd tools/testing/host && cargo metadata --no-deps --format-version 1) >/dev/null 2>&1; \
+	then \
 		cd tools/testing/host && cargo test; \
 	else \
 		$(vm)/prepare --quiet && \
@@ -152,9 +154,9 @@ help:
 	@echo  '  rust-analyzer     - generate rust-project.json'
 	@echo  ''
 	@echo  'Tests (no effect on this machine'\''s kernel):'
-	@echo  '  check             - all tests, in a virtual machine'
-	@echo  '  check-debug       - the tests in the machine on a debug kernel, which takes'
-	@echo  '                      half an hour to build the first time'
+	@echo  '  check             - all tests, in virtual machines: an hour or more'
+	@echo  '  check-debug       - the tests in the machine on a debug kernel: three'
+	@echo  '                      hours, and half an hour to build it first'
 	@echo  '  check-long        - all tests, with long ones for stress and power failures,'
 	@echo  '                      and fuzzing: an hour and a half more'
 	@echo  '  check-host        - tests of the format code, as host programs'

@@ -369,7 +369,8 @@ impl BackingFile {
         to_result(unsafe { bindings::vfs_truncate(self.path(), size) })
     }
 
-    /// Whether folios of this file may be read without asking the file system (design, section 4).
+    /// Whether folios of this file may be read without asking the file system: see "Two
+    /// ways to the tables" in Documentation/block/loop-parser.rst.
     pub(crate) fn is_peekable(&self) -> bool {
         // SAFETY: By the invariant the inode is valid, and so are its super block and the type of
         // that.

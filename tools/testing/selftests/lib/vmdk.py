@@ -2,8 +2,8 @@
 """Builds VMDKs from the specification, sound or broken in a chosen place: descriptors, hosted sparse
 extents, and disks put together from several files.
 
-Field offsets: shared/layouts.md, "VMDK". Nothing here looks at the driver's code or at another
-implementation's output. Other kinds of extent: vmdk_esx.py, vmdk_stream.py.
+Field offsets: "Virtual Disk Format 5.0" (VMware). Nothing here looks at the driver's code or at
+another implementation's output. Other kinds of extent: vmdk_esx.py, vmdk_stream.py.
 """
 
 import dataclasses
