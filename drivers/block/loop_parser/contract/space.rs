@@ -51,12 +51,7 @@ pub struct Space {
 
 impl Space {
     /// The space of a file of `file_size` bytes in which everything in front of `used` is in use.
-    pub fn behind(
-        used: u64,
-        tables: &mut dyn TablesMut,
-        file_size: u64,
-        rules: Rules,
-    ) -> Result<Self> {
+    fn behind(used: u64, tables: &mut dyn TablesMut, file_size: u64, rules: Rules) -> Result<Self> {
         let mut space = Self {
             rules,
             next: align_up(used, rules.unit, used)?,
@@ -75,13 +70,8 @@ impl Space {
     }
 
     /// Whether that is what was left, of a file that has `file_size` bytes now.
-    pub fn is_of(&self, file_size: u64) -> bool {
+    fn is_of(&self, file_size: u64) -> bool {
         self.end == file_size
-    }
-
-    /// End of what was handed out.
-    pub fn start(&self) -> u64 {
-        self.next
     }
 
     /// Takes `len` bytes in whole units: they read as zero, and that is durable.
@@ -155,7 +145,7 @@ impl Space {
     }
 
     /// Cuts what was reserved and not used off a file.
-    pub fn trim(self, tables: &mut dyn TablesMut) -> Result {
+    fn trim(self, tables: &mut dyn TablesMut) -> Result {
         if !tables.can_grow() || tables.size()? != self.end || self.next >= self.end {
             return Ok(());
         }
@@ -174,31 +164,96 @@ impl Space {
     }
 }
 
-/// Why space could not be learned, if so, and of a file of which size: the look at all entries takes long,
-/// and has the same outcome.
+/// What is known of the free space of an image.
 #[derive(Debug, Default)]
-pub struct Refused(Option<(u64, Error)>);
+pub struct Known {
+    /// Learned at the first allocation.
+    space: Option<Space>,
+    /// Host offset: nothing in front of it is free, whatever the entries say.
+    floor: u64,
+    /// Why it could not be learned, and of a file of which size: the look at all entries takes long, and
+    /// has the same outcome.
+    refused: Option<(u64, Error)>,
+}
 
-impl Refused {
+impl Known {
+    /// Where the next unit goes, as far as the file is still as it was left; otherwise `scan` looks at
+    /// all entries of a file of this size, and answers where what is in use ends.
+    ///
     /// # Errors
     ///
-    /// What was [remembered](Refused::remember) of a file of this size.
-    pub fn check(&self, file_size: u64) -> Result {
-        match self.0 {
+    /// As for `scan`, without another look at a file of the same size if it was refused for its content;
+    /// those of the store.
+    pub fn learn(
+        &mut self,
+        tables: &mut dyn TablesMut,
+        rules: Rules,
+        scan: impl FnOnce(&dyn TablesMut, u64) -> Result<u64>,
+    ) -> Result<&mut Space> {
+        let file_size = tables.size()?;
+        let space = match self.space.take() {
+            Some(space) if space.is_of(file_size) => space,
+            old => {
+                // What was handed out does not show in the entries yet.
+                self.keep_out(old.map_or(0, |old| old.next));
+                self.check(file_size)?;
+                let used = scan(tables, file_size);
+                let used = used.inspect_err(|error| self.refuse(file_size, error))?;
+                Space::behind(used.max(self.floor), tables, file_size, rules)?
+            }
+        };
+        Ok(self.space.insert(space))
+    }
+
+    /// Where the next unit goes, if that was learned.
+    pub fn space(&mut self) -> Option<&mut Space> {
+        self.space.as_mut()
+    }
+
+    /// Whether anything was learned, and not given back.
+    pub fn is_learned(&self) -> bool {
+        self.space.is_some()
+    }
+
+    /// Nothing in front of host offset `end` is handed out when it is learned anew.
+    pub fn keep_out(&mut self, end: u64) {
+        self.floor = self.floor.max(end);
+    }
+
+    /// [`Space::release`].
+    pub fn release(&mut self, offset: u64, len: u64) {
+        if let Some(space) = &mut self.space {
+            space.release(offset, len);
+        }
+    }
+
+    /// Forgets all but what must not be handed out.
+    pub fn forget(&mut self) {
+        self.space = None;
+        self.refused = None;
+    }
+
+    /// Cuts what was reserved and not used off a file, when nobody writes any more.
+    pub fn give_back(&mut self, tables: &mut dyn TablesMut) -> Result {
+        let space = self.space.take();
+        self.forget();
+        match space {
+            Some(space) => space.trim(tables),
+            None => Ok(()),
+        }
+    }
+
+    fn check(&self, file_size: u64) -> Result {
+        match self.refused {
             Some((size, error)) if size == file_size => Err(error),
             _ => Ok(()),
         }
     }
 
     /// Remembers an error, if it is one of the file's content.
-    pub fn remember(&mut self, file_size: u64, error: &Error) {
+    fn refuse(&mut self, file_size: u64, error: &Error) {
         if let Error::Malformed(_) | Error::Unsupported(_) = error {
-            self.0 = Some((file_size, *error));
+            self.refused = Some((file_size, *error));
         }
-    }
-
-    /// The content may have changed.
-    pub fn forget(&mut self) {
-        self.0 = None;
     }
 }

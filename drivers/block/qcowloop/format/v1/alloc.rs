@@ -23,7 +23,8 @@ mod space;
 
 use loop_parser::contract::{
     space::{
-        Refused,
+        Known,
+        Rules,
         Space, //
     },
     Allocate,
@@ -58,10 +59,7 @@ use super::{
 #[derive(Debug)]
 pub struct QcowAllocator {
     layout: Layout,
-    /// Learned at the first allocation.
-    space: Option<Space>,
-    /// Why it could not be.
-    refused: Refused,
+    space: Known,
 }
 
 /// The entry of a cluster.
@@ -77,17 +75,21 @@ impl QcowAllocator {
     pub(super) fn new(layout: Layout) -> Self {
         Self {
             layout,
-            space: None,
-            refused: Refused::default(),
+            space: Known::default(),
         }
     }
 
     /// The cursors, for a file as it is now.
     fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
-        let file_size = tables.size()?;
-        self.refused.check(file_size)?;
-        space::look(&mut self.space, tables, &self.layout, file_size)
-            .inspect_err(|error| self.refused.remember(file_size, error))
+        let rules = Rules {
+            unit: self.layout.cluster_size(),
+            limit: u64::MAX,
+            free_at: None,
+        };
+        let layout = &self.layout;
+        self.space.learn(tables, rules, |tables, size| {
+            space::scan(tables, layout, size)
+        })
     }
 
     /// The entry of guest position `pos`; `None` if there is no L2 table.
@@ -168,7 +170,6 @@ impl Allocate for QcowAllocator {
     /// Nothing in the header says that an image is in use: all there is to do is to look if it is
     /// still the same.
     fn begin(&mut self, tables: &mut dyn TablesMut) -> Result {
-        self.refused.forget();
         check_unchanged(tables, &self.layout)
     }
 
@@ -216,20 +217,15 @@ impl Allocate for QcowAllocator {
         }
         let new = L2Entry(space.offset);
         self.layout.decode(new, tables.size()?, slot.at)?;
-        point(tables, self.space.as_mut(), slot.at, slot.entry.0, new.0)?;
+        point(tables, self.space.space(), slot.at, slot.entry.0, new.0)?;
         Ok(None)
     }
 
     fn release(&mut self, space: &Reservation) {
-        if let Some(known) = &mut self.space {
-            known.release(space.offset, space.len);
-        }
+        self.space.release(space.offset, space.len);
     }
 
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
-        match self.space.take() {
-            Some(space) => space.trim(tables),
-            None => Ok(()),
-        }
+        self.space.give_back(tables)
     }
 }

@@ -37,7 +37,8 @@ use loop_parser::contract::{
         TOO_LARGE, //
     },
     space::{
-        Refused,
+        Known,
+        Rules,
         Space, //
     },
     Allocate,
@@ -60,7 +61,8 @@ use super::{
     layout::{
         Entry,
         Layout,
-        Mapping, //
+        Mapping,
+        MAX_OFFSET, //
     },
     map::Walk,
     marker::Marker, //
@@ -75,13 +77,7 @@ pub struct GrainAllocator {
     is_marked: bool,
     /// Number of a table of which the redundant copy is known to be equal.
     equal: Option<u64>,
-    /// End of the highest grain that was given back, or handed out by cursors that were forgotten. Up to
-    /// here nothing is free.
-    floor: u64,
-    /// Learned at the first allocation.
-    space: Option<Space>,
-    /// Why it could not be.
-    refused: Refused,
+    space: Known,
     /// Number of a table the redundant copy of which must not be overwritten, and why.
     bad_copy: Option<(u64, Error)>,
     /// Number of a table with an entry that could not be stored in the redundant copy.
@@ -95,9 +91,7 @@ impl GrainAllocator {
             marker,
             is_marked: false,
             equal: None,
-            floor: 0,
-            space: None,
-            refused: Refused::default(),
+            space: Known::default(),
             bad_copy: None,
             behind: None,
         }
@@ -105,16 +99,15 @@ impl GrainAllocator {
 
     /// The cursors, for a file as it is now.
     fn space(&mut self, tables: &mut dyn TablesMut) -> Result<&mut Space> {
-        let file_size = tables.size()?;
-        self.refused.check(file_size)?;
-        space::look(
-            &mut self.space,
-            tables,
-            &self.layout,
-            file_size,
-            &mut self.floor,
-        )
-        .inspect_err(|error| self.refused.remember(file_size, error))
+        let rules = Rules {
+            unit: self.layout.grain,
+            limit: MAX_OFFSET,
+            free_at: self.layout.free_at,
+        };
+        let layout = &self.layout;
+        self.space.learn(tables, rules, |tables, size| {
+            space::scan(tables, layout, size)
+        })
     }
 
     /// If an entry of table `index` could not be stored, in its copy or at all, nothing is known of that.
@@ -159,7 +152,7 @@ impl GrainAllocator {
         let new = Entry::for_offset(offset).ok_or(TOO_LARGE)?;
         match layout.decode(new, file_size, slot.primary)? {
             Mapping::Data(_) => {
-                let stored = slot.point(tables, self.space.as_mut(), old, new);
+                let stored = slot.point(tables, self.space.space(), old, new);
                 self.doubt(index, stored)
             }
             _ => Err(NO_ROOM),
@@ -191,7 +184,6 @@ impl Allocate for GrainAllocator {
         }
         self.is_marked = false;
         self.equal = None;
-        self.refused.forget();
         self.bad_copy = None;
         if is_set {
             self.repair(tables)?;
@@ -254,9 +246,7 @@ impl Allocate for GrainAllocator {
     }
 
     fn release(&mut self, space: &Reservation) {
-        if let Some(known) = &mut self.space {
-            known.release(space.offset, space.len);
-        }
+        self.space.release(space.offset, space.len);
     }
 
     fn discard(
@@ -272,20 +262,18 @@ impl Allocate for GrainAllocator {
     /// A grain that was given back is all a hole. Its place is not used again.
     /// A file that somebody else has written to is left as it is.
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
-        if self.is_marked || self.space.is_some() {
+        if self.is_marked || self.space.is_learned() {
             let checked = self.marker.check_unchanged(tables, &self.layout);
             if let Err(error @ Error::NeedsReadOnly(_)) = checked {
                 self.is_marked = false;
-                self.space = None;
+                self.space.forget();
                 return Err(error);
             }
             checked?;
         }
         // The two may differ: the next one to touch the table makes them equal.
         let _ = self.catch_up(tables);
-        if let Some(space) = self.space.take() {
-            space.trim(tables)?;
-        }
+        self.space.give_back(tables)?;
         if self.is_marked {
             tables.sync()?;
             self.marker.clear(tables)?;

@@ -185,8 +185,21 @@ impl Device {
         self.has_begun = false;
     }
 
+    /// As a driver does it, tells the parser once more if a write has met something malformed.
+    fn noted<T>(&mut self, result: Result<T>) -> Result<T> {
+        if let Err(Error::Malformed(_)) = result {
+            self.begin_again();
+        }
+        result
+    }
+
     /// Takes the first steps of a guest write, up to where its place is reserved.
     pub fn begin(&mut self, pos: u64, data: &[u8]) -> Result<Begun> {
+        let begun = self.try_begin(pos, data);
+        self.noted(begun)
+    }
+
+    fn try_begin(&mut self, pos: u64, data: &[u8]) -> Result<Begun> {
         self.begin_writing()?;
         let mut retries = 0;
         loop {
@@ -228,7 +241,7 @@ impl Device {
         if result.is_err() {
             self.alloc.release(&pending.space);
         }
-        match result? {
+        match self.noted(result)? {
             Some(unlinked) => self.give_back(unlinked),
             None => Ok(()),
         }
@@ -310,8 +323,8 @@ impl Device {
         let range = Range { pos, len };
         let discarded = self
             .alloc
-            .discard(&mut self.store, range, self.disk.size, how)?;
-        match discarded {
+            .discard(&mut self.store, range, self.disk.size, how);
+        match self.noted(discarded)? {
             Discarded::Done { len: got } => {
                 self.check_len(pos, len, got);
                 Ok(got)

@@ -3,10 +3,6 @@
 //! Where free space begins: behind everything else.
 
 use loop_parser::contract::{
-    space::{
-        Rules,
-        Space, //
-    },
     Error,
     Result,
     TablesMut, //
@@ -34,33 +30,6 @@ const SCAN_ENTRIES: usize = 32;
 /// needs more is not written to, as everybody would have to wait for it.
 const MAX_SCAN_LOADS: u32 = 1 << 22;
 
-/// The cursors of an image, as far as the file is still as they left it; otherwise from another look at
-/// it.
-///
-/// # Errors
-///
-/// As for [`scan`].
-pub(super) fn look<'a>(
-    known: &'a mut Option<Space>,
-    tables: &mut dyn TablesMut,
-    layout: &Layout,
-    file_size: u64,
-) -> Result<&'a mut Space> {
-    let space = match known.take() {
-        Some(space) if space.is_of(file_size) => space,
-        _ => {
-            let used = scan(tables, layout, file_size)?;
-            let rules = Rules {
-                unit: layout.cluster_size(),
-                limit: u64::MAX,
-                free_at: None,
-            };
-            Space::behind(used, tables, file_size, rules)?
-        }
-    };
-    Ok(known.insert(space))
-}
-
 /// Looks at every entry. Answers the end of what is in use.
 ///
 /// # Errors
@@ -68,7 +37,7 @@ pub(super) fn look<'a>(
 /// [`Error::Malformed`] if one of them points past the end of the file, or to where it must not;
 /// [`Error::Unsupported`] if there are too many.
 #[inline(never)]
-fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<u64> {
+pub(super) fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<u64> {
     let mut used = layout.headers_end();
     let mut pos = 0;
     let mut left = MAX_SCAN_LOADS;

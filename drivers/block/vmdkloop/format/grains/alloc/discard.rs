@@ -177,7 +177,7 @@ impl GrainAllocator {
             space.len = space.len.saturating_add(layout.grain);
             done = done.saturating_add(piece.len);
         }
-        self.floor = self.floor.max(space.offset.saturating_add(space.len));
+        self.space.keep_out(space.offset.saturating_add(space.len));
         Ok(Discarded::Freed { len: done, space })
     }
 

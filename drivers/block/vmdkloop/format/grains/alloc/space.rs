@@ -4,10 +4,6 @@
 
 use loop_parser::contract::{
     num::add,
-    space::{
-        Rules,
-        Space, //
-    },
     Error,
     Result,
     TablesMut, //
@@ -20,8 +16,7 @@ use zerocopy::{
 use super::super::layout::{
     Entry,
     Layout,
-    ENTRY_LEN,
-    MAX_OFFSET, //
+    ENTRY_LEN, //
 };
 
 /// Entries that are looked at at a time.
@@ -30,36 +25,6 @@ const SCAN_ENTRIES: usize = 32;
 /// not written to, as everybody would have to wait for it.
 pub(super) const MAX_LOADS: u64 = 1 << 22;
 
-/// The cursors of an image, as far as the file is still as they left it; otherwise from another look at
-/// it. Nothing in front of `floor` is free.
-///
-/// # Errors
-///
-/// As for [`scan`].
-pub(super) fn look<'a>(
-    known: &'a mut Option<Space>,
-    tables: &mut dyn TablesMut,
-    layout: &Layout,
-    file_size: u64,
-    floor: &mut u64,
-) -> Result<&'a mut Space> {
-    let space = match known.take() {
-        Some(space) if space.is_of(file_size) => space,
-        old => {
-            // What was handed out does not show in the tables yet.
-            *floor = (*floor).max(old.map_or(0, |old| old.start()));
-            let used = scan(tables, layout, file_size)?.max(*floor);
-            let rules = Rules {
-                unit: layout.grain,
-                limit: MAX_OFFSET,
-                free_at: layout.free_at,
-            };
-            Space::behind(used, tables, file_size, rules)?
-        }
-    };
-    Ok(known.insert(space))
-}
-
 /// Looks at every entry. Answers the end of what is in use.
 ///
 /// # Errors
@@ -67,7 +32,7 @@ pub(super) fn look<'a>(
 /// [`Error::Malformed`] if one of them points past the end of the file; [`Error::Unsupported`] if there
 /// are too many.
 #[inline(never)]
-fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<u64> {
+pub(super) fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<u64> {
     let mut used = layout.headers_end();
     let mut left = MAX_LOADS;
     if let Some(at) = layout.free_at {
