@@ -226,9 +226,10 @@ pub(super) fn unallocated_len<T: Tables + ?Sized>(
     Ok(found.min(len))
 }
 
-/// A block of a dynamic image is given a place as a whole, and its clear sectors chunk by chunk. In
-/// a differencing image each sector is given a place by itself, so only the sectors that are to be
-/// written count.
+/// A block of a dynamic image is given a place as a whole. One at a time, too, its clear sectors are made
+/// ready, though chunk by chunk: a discard that comes first makes it a block without a place. In a
+/// differencing image each sector is given a place by itself, so only the sectors that are to be written
+/// count.
 fn write(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Placement> {
     let (pos, len) = match find(layout, tables, pos, len)? {
         Found::Allocated {
@@ -237,9 +238,8 @@ fn write(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Pla
             is_set: true,
         } => return Ok(Placement::InPlace { offset, len }),
         Found::Unallocated if layout.has_parent => (pos, len.min(layout.left_in_block(pos))),
-        Found::Unallocated => layout.guest_range(pos),
         Found::Allocated { len, .. } if layout.has_parent => (pos, len),
-        Found::Allocated { .. } => chunk_range(layout, pos),
+        Found::Unallocated | Found::Allocated { .. } => layout.guest_range(pos),
     };
     Ok(Placement::Allocate { pos, len })
 }
@@ -248,11 +248,4 @@ fn write(layout: &Layout, tables: &dyn Tables, pos: u64, len: u64) -> Result<Pla
 pub(super) fn chunk_within(layout: &Layout, pos: u64) -> (u64, u64) {
     let len = CHUNK.min(layout.block_size());
     (layout.within(pos) & !len.wrapping_sub(1), len)
-}
-
-/// Guest position and length of the chunk of `pos`.
-fn chunk_range(layout: &Layout, pos: u64) -> (u64, u64) {
-    let (block, _) = layout.guest_range(pos);
-    let (within, len) = chunk_within(layout, pos);
-    (block.saturating_add(within), len)
 }

@@ -3,7 +3,7 @@
 //! Discards and write-zeroes: what is given back, and what the guest and other programs see then.
 
 use loop_parser::contract::{
-    Allocate, Discard, Discarded, Features, Map, Placement, Range, Result, Unlinked,
+    Allocate, Discard, Discarded, Features, Map, Placement, Range, Reserved, Result, Unlinked,
 };
 use proptest::prelude::*;
 use testkit::{
@@ -39,6 +39,33 @@ fn answer(store: &mut Store, pos: u64, len: u64, how: Discard) -> Result<Discard
     let attached = attach(store).unwrap();
     let mut alloc = attached.alloc;
     alloc.discard(store, Range { pos, len }, attached.disk.size, how)
+}
+
+/// A write to clear sectors has been resolved when its block is discarded: what it asked to be alone in is
+/// what it is given.
+#[test]
+fn block_goes_before_its_sectors_are_ready() {
+    let block = 2 << 20;
+    let spec = Spec::dynamic(4 * block, block as u32).with_blocks(&[(1, Bits::Zeros)]);
+    let mut store = spec.build().store;
+    let attached = attach(&store).unwrap();
+    let (map, mut alloc) = (attached.map, attached.alloc);
+    let wanted = [block, block + MIB].map(|pos| (pos, map.resolve_write(&store, pos, 512)));
+    let range = Range {
+        pos: block,
+        len: block,
+    };
+    let freed = alloc.discard(&mut store, range, 4 * block, Discard::Forget);
+    assert!(matches!(freed, Ok(Discarded::Freed { .. })), "{freed:?}");
+    for (pos, placement) in wanted {
+        let Ok(Placement::Allocate { pos: start, len }) = placement else {
+            panic!("{placement:?}");
+        };
+        match alloc.reserve(&mut store, pos, 512).unwrap() {
+            Reserved::Space(space) => assert_eq!((space.pos, space.len), (start, len)),
+            Reserved::Ready => panic!("it has a place"),
+        }
+    }
 }
 
 #[test]
