@@ -144,6 +144,7 @@ CASES = {
     "compressed_by_something_unknown": (header(flags=3 | 3 << 16, compression=2, version=3), EITHER),
     "changed_by_a_transfer_as_text": (header(check=b"\n \n\n"), MALFORMED),
     "changed_by_another_transfer": (header(check=b"\r\n \r"), MALFORMED),
+    "capacity_0_and_a_descriptor": (header(capacity=0), UNSUPPORTED),
     "capacity_huge": (header(capacity=ALL_ONES), EITHER),
     "capacity_of_2_to_63_bytes": (header(capacity=1 << 54), EITHER),
     "capacity_beyond_the_directory": (header(capacity=1 << 40), MALFORMED),
@@ -337,7 +338,7 @@ def served_nevertheless(t, make):
     same_bytes(images.whole(loop), bytes(shadow), "device, attached again")
 
 
-@suite.cases(sparse=header(capacity=0), cowd=cowd(capacity=0))
+@suite.cases(sparse=header(capacity=0, desc_size=0), cowd=cowd(capacity=0))
 def disk_of_no_size(t, make):
     """It is empty, as a raw file can be."""
     path = t.path("a.vmdk")

@@ -77,7 +77,11 @@ impl GrainMap {
     /// `size` is that of the disk: what the header says, or less.
     pub(in super::super) fn new(layout: Layout, size: u64, capacity: Capacity) -> Self {
         Self {
-            layout,
+            // Where that is does not matter to find grains.
+            layout: Layout {
+                redundant: None,
+                ..layout
+            },
             size,
             capacity,
         }

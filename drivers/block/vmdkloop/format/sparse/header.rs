@@ -80,6 +80,10 @@ pub(in super::super) fn load<T: Tables + ?Sized>(tables: &T, at: u64) -> Result<
     let fields: HeaderFields = num::load(tables, at)?;
     let field = |offset: u64| at.saturating_add(offset);
     check_identity(&fields, at)?;
+    if fields.capacity.get() == 0 && fields.desc_size.get() != 0 && fields.desc_offset.get() != 0 {
+        // QEMU takes that for a descriptor of extents in other files.
+        return unsupported("VMDK header has only a descriptor", field(CAPACITY));
+    }
     let flags = fields.flags.get();
     let overhead = sectors(fields.overhead.get(), field(OVERHEAD))?;
     if overhead > file_size {

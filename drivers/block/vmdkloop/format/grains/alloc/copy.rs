@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whether a redundant grain table can be overwritten.
+//! Whether redundant grain tables, and their directory, can be overwritten.
 //!
-//! Programs read images without a look at the redundant directory. So one that points to something in
-//! use goes unnoticed until a table is copied to there.
+//! Programs read images without a look at the redundant directory. So one that lies over something in use,
+//! or points to it, goes unnoticed until something is stored there.
 
 use loop_parser::contract::{
     num::Region,
@@ -27,6 +27,30 @@ use super::{
 
 /// Entries that are looked at at a time.
 const WINDOW: usize = 32;
+
+/// Checks that no primary table lies where the redundant directory is; grains cannot. Counts loads.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] if one does; [`Error::Unsupported`] if there are too many entries.
+#[inline(never)]
+pub(super) fn check_directory(tables: &dyn TablesMut, layout: &Layout, left: &mut u64) -> Result {
+    let region = |start| Region::new(start, layout.directory_len(), start);
+    let Some(redundant) = layout.redundant else {
+        return Ok(());
+    };
+    let redundant = region(redundant)?;
+    each(tables, region(layout.directory)?, left, &mut |entry, _| {
+        let table = Region::new(entry.offset(), layout.table_len(), redundant.start)?;
+        match entry != Entry::NONE && table.overlaps(redundant) {
+            true => Err(Error::malformed(
+                "VMDK redundant grain directory lies over a grain table",
+                redundant.start,
+            )),
+            false => Ok(()),
+        }
+    })
+}
 
 /// Checks that nothing that is in use lies where a redundant table is, `copy`: no primary table, and no
 /// grain. The entry at host offset `at` of the redundant directory points there. Counts loads.

@@ -12,6 +12,7 @@ use loop_parser::contract::{
 
 use super::{
     super::layout::Entry,
+    copy,
     pair::Slot,
     space::{
         spend,
@@ -30,11 +31,15 @@ impl GrainAllocator {
     ///
     /// # Errors
     ///
-    /// Those of the store.
+    /// Those of the store; [`Error::Malformed`] if the redundant directory lies over something in use.
     #[inline(never)]
     pub(super) fn repair(&mut self, tables: &mut dyn TablesMut) -> Result {
         let mut left = MAX_LOADS;
         let mut copies = MAX_COPIES;
+        match copy::check_directory(tables, &self.layout, &mut left) {
+            Err(Error::Unsupported(_)) => return Ok(()),
+            result => result?,
+        }
         for index in 0..self.layout.count() {
             match self.repair_table(tables, index, &mut left, &mut copies) {
                 Ok(()) | Err(Error::Malformed(_)) => {}

@@ -13,10 +13,13 @@ use zerocopy::{
     IntoBytes, //
 };
 
-use super::super::layout::{
-    Entry,
-    Layout,
-    ENTRY_LEN, //
+use super::{
+    super::layout::{
+        Entry,
+        Layout,
+        ENTRY_LEN, //
+    },
+    copy, //
 };
 
 /// Entries that are looked at at a time.
@@ -29,12 +32,13 @@ pub(super) const MAX_LOADS: u64 = 1 << 22;
 ///
 /// # Errors
 ///
-/// [`Error::Malformed`] if one of them points past the end of the file; [`Error::Unsupported`] if there
-/// are too many.
+/// [`Error::Malformed`] if one of them points past the end of the file, or the redundant directory cannot be
+/// stored to; [`Error::Unsupported`] if there are too many.
 #[inline(never)]
 pub(super) fn scan(tables: &dyn TablesMut, layout: &Layout, file_size: u64) -> Result<u64> {
     let mut used = layout.headers_end();
     let mut left = MAX_LOADS;
+    copy::check_directory(tables, layout, &mut left)?;
     if let Some(at) = layout.free_at {
         let free = Entry(tables.load_le32(at)?).offset();
         if free <= file_size {

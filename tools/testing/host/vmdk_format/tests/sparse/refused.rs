@@ -127,7 +127,13 @@ fn check_bytes() {
 
 #[test]
 fn sizes() {
-    field64(12, &[1 << 54, 1 << 55, u64::MAX], &[0, 1, 2047, 2048, 4096]);
+    field64(12, &[1 << 54, 1 << 55, u64::MAX], &[1, 2047, 2048, 4096]);
+    let mut store = sparse();
+    put64(&mut store, 12, 0);
+    assert_unsupported(&store, 12);
+    // Without a descriptor.
+    put64(&mut store, 28, 0);
+    attach(&store).unwrap();
     field64(20, &[0, 3, 12, 65535, 65537, 131072, 1 << 63], &[8, 65536]);
     for (entries, is_good) in [
         (0, false),

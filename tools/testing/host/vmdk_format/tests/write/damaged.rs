@@ -203,3 +203,30 @@ fn no_room_for_the_copy() {
     }
     assert_eq!(failed, 1);
 }
+
+/// The redundant directory lies over a primary table. Programs that do not look at it read such an image;
+/// storing an entry in it would make a grain of the guest's something else.
+#[test]
+fn redundant_directory_over_a_table() {
+    for is_unclean in [false, true] {
+        let image = spec().build();
+        let mut store = image.store;
+        let header = Header::load(&store);
+        let last = get32(&store, header.directory + 12);
+        store.put(48, &u64::from(last).to_le_bytes());
+        if is_unclean {
+            store.put(72, &[1]);
+            // The entry of the redundant directory that lies where this one's is would be taken away.
+            put32(&mut store, header.directory + 4, 0);
+        }
+        let table = |store: &Store| store.get(u64::from(last) * 512, 256);
+        let before = table(&store);
+        let content = open(store.clone()).unwrap().read(192 * G, 64 * G).unwrap();
+        let mut device = open(store).unwrap();
+        let error = device.write(9 * G, &[1; 512]).unwrap_err();
+        assert!(matches!(error, Error::Malformed(_)), "{error:?}");
+        assert!(device.read(192 * G, 64 * G).unwrap() == content);
+        let store = device.close().unwrap();
+        assert!(table(&store) == before, "a primary table was overwritten");
+    }
+}
