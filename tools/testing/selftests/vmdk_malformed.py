@@ -162,7 +162,7 @@ CASES = {
     "directory_in_the_descriptor": (header(gd_offset=1), MALFORMED),
     "descriptor_past_end": (past_end("desc_offset"), MALFORMED),
     "descriptor_overflows": (header(desc_offset=ALL_ONES), MALFORMED),
-    "descriptor_too_long": (header(desc_size=1 << 40), MALFORMED),
+    "descriptor_too_long": (header(desc_size=1 << 40), UNSUPPORTED),
     "descriptor_length_overflows": (header(desc_size=ALL_ONES), MALFORMED),
     "overhead_past_end": (lambda path: vmdk.patch(sound(path), overhead=os.path.getsize(path) // SECTOR + 1),
                           MALFORMED),
@@ -195,7 +195,7 @@ CASES = {
     "text_parent_of_virtualbox": (
         lambda path: append(descriptor(b"\n", b"\n"), path,
                             b'ddb.uuid.parent="6a083ab4-4069-45f2-8000-0615e3323d1b"\n'), UNSUPPORTED),
-    "text_too_long": (descriptor(b"# The Disk", b"#" * MIB + b"\n# The Disk"), MALFORMED),
+    "text_too_long": (descriptor(b"# The Disk", b"#" * MIB + b"\n# The Disk"), UNSUPPORTED),
     "size_0": (extent(b'RW 0 FLAT "bad.vmdk-flat" 0'), MALFORMED),
     "size_missing": (extent(b'RW FLAT "bad.vmdk-flat" 0'), MALFORMED),
     "size_negative": (extent(b'RW -5 FLAT "bad.vmdk-flat" 0'), MALFORMED),
