@@ -237,7 +237,7 @@ impl<'a> Allocating<'a, state::Reserved> {
             let end = at.checked_add(len).ok_or(impossible)?;
             // Past the end of the disk there is nothing to bring along; the parser has seen to that.
             let Layer { image, file, .. } = self.inner.layer;
-            let size = image.size(file);
+            let size = image.known_size(file);
             let range_end = range.pos.saturating_add(range.len).min(size);
             self.inner.copy_old(&space, range.pos, at)?;
             self.inner.copy_old(&space, end, range_end)?;

@@ -192,7 +192,7 @@ fn ask(
     how: Discard,
 ) -> contract::Result<(Discarded, Option<Epoch<'_>>)> {
     let Layer { image, file, .. } = layer;
-    let size = image.size(file);
+    let size = image.known_size(file);
     let mut allocation = image.allocation.lock();
     let len = loop {
         match allocation.pending.free_from(range.pos, range.len) {

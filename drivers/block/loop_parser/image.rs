@@ -387,6 +387,16 @@ impl Image {
         }
     }
 
+    /// The same, without asking a file system, which can fail, and sleep: of a raw one, what the page
+    /// cache knows.
+    pub(crate) fn known_size(&self, file: &BackingFile) -> u64 {
+        if self.is_raw {
+            file.size()
+        } else {
+            self.size.load(Relaxed)
+        }
+    }
+
     /// Looks at the size of the disk again, after the file was changed by a tool. The disk may only
     /// have grown.
     pub(crate) fn reread_size(&self, file: &BackingFile) -> Result {

@@ -215,7 +215,7 @@ fn find(
         };
         if depth > 0 {
             // Images of a chain need not have the same size.
-            let left = layer.image.size(layer.file).saturating_sub(pos);
+            let left = layer.image.known_size(layer.file).saturating_sub(pos);
             if left == 0 {
                 return Ok(Found::zeros(depth, len));
             }

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 
-from lib import blockio, images, layers, loopdev, qcow, system, vhd_child
+from lib import blockio, images, layers, loopdev, needs, qcow, system, vhd_child
 from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
 from lib.qcow import KIB, MIB
 from lib.system import run
@@ -71,6 +71,29 @@ def names_that_are_no_files(t, name):
     layers.allow_parents(t, "any")
     fails_with(errno.EOPNOTSUPP, t.attach, path)
     before.check()
+
+
+@suite.test
+def file_system_below_is_shut_down(t):
+    """What it cannot tell any more is an error, and not taken for zeros."""
+    needs.file("/proc/sys/vm/drop_caches")
+    t.allow_log(r".*XFS.*|I/O error, dev loop\d+, sector 0 .*")
+    disk = t.ram_disk(320)
+    run("mkfs.xfs", "-q", "-f", disk)
+    point = t.mount(disk)
+    # It cannot tell what is mounted there either.
+    t.defer(run, "umount", disk)
+    base = os.path.join(point, "base.raw")
+    data = blockio.make_file(base, SIZE)
+    layers.allow_parents(t, "any")
+    loop = t.attach(overlay(t, base, "raw"))
+    with blockio.Direct(loop.path) as device:
+        same_bytes(device.read(0, MIB), data[:MIB], "device")
+        run("sync")
+        run("xfs_io", "-x", "-c", "shutdown", point)
+        with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as file:
+            file.write("3")
+        fails_with(errno.EIO, device.read, 0, 4096)
 
 
 @suite.test
