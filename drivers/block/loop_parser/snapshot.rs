@@ -114,12 +114,13 @@ fn switch(
     }
     let disk = device.disk_ref();
     let mut limits = LimitsUpdate::start(disk);
+    let block_size = limits::logical_block_size(disk);
+    // Asks the file system.
+    geometry::update_limits(&config, other, &mut limits, block_size);
     let frozen = disk.freeze();
     if below.image().begins() != begins {
         return Ok(false);
     }
-    let block_size = limits::logical_block_size(disk);
-    geometry::update_limits(&config, other, &mut limits, block_size);
     limits.commit()?;
     if !can_use_direct(disk, &config, other) {
         config.flags &= !LO_FLAGS_DIRECT_IO;

@@ -69,6 +69,8 @@ impl ImageUser {
     ) -> Result<Self> {
         // What is dropped has users of its own, who leave the list.
         let unlocked;
+        // The list is locked by those who make room for writes: not to wait for these to get memory.
+        let _context = WorkerContext::enter();
         let mut list = IMAGES.lock();
         let found = list.find(wanted)?;
         {
