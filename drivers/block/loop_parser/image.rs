@@ -75,7 +75,10 @@ use crate::{
     select::Choice,
     sys::{
         epoch::Epochs,
-        file::BackingFile,
+        file::{
+            BackingFile,
+            Errors, //
+        },
         random::random_u32,
         rwsem::{
             RwSemaphore,
@@ -107,6 +110,8 @@ pub(crate) struct Allocation {
 #[pin_data]
 pub(crate) struct Image {
     key: usize,
+    /// Which errors of writing back the file had when it was attached.
+    errors: Errors,
     /// The device that attached it first, for log lines.
     number: u32,
     choice: Choice,
@@ -230,6 +235,7 @@ impl Image {
         };
         let image = pin_init!(Self {
             key: file.inode_key(),
+            errors: file.errors(),
             number,
             choice: *choice,
             disk,
@@ -453,11 +459,25 @@ impl Image {
             return Err(EIO);
         }
         let data = self.data.as_ref().filter(|data| data.is_writer());
-        data.map_or(Ok(()), |data| data.file().fsync())
+        data.map_or(Ok(()), |data| data.image().sync_file(data.file()))
             .and_then(|()| self.sync_parts())
             .and_then(|()| self.sync_below())
-            .and_then(|()| file.fsync())
-            .inspect_err(|error| self.poison("syncing", *error))
+            .and_then(|()| self.sync_file(file))
+            .inspect_err(|error| self.sync_failed("syncing", *error))
+    }
+
+    /// Makes what was written to the file durable. An error that somebody else was told, who synced at
+    /// the same time, is one here, too.
+    fn sync_file(&self, file: &BackingFile) -> kernel::error::Result {
+        file.fsync()?;
+        file.check_errors(self.errors)
+    }
+
+    /// Ends all writing. Who was killed while waiting knows no more than before, and lost nothing.
+    fn sync_failed(&self, what: &str, error: kernel::error::Error) {
+        if error != EINTR && error != ERESTARTSYS {
+            self.poison(what, error);
+        }
     }
 
     fn sync_parts(&self) -> kernel::error::Result {
@@ -497,7 +517,10 @@ impl Image {
         if self.synced.load(Acquire) == writes {
             return Ok(());
         }
-        self.sync(file)?;
+        match self.is_raw {
+            true => self.sync_file(file)?,
+            false => self.sync(file)?,
+        }
         // Of two who sync at once, the count of either will do.
         self.synced.store(writes, Release);
         Ok(())

@@ -53,6 +53,16 @@ loff_t lp_i_size_read(const struct inode *inode)
 	return i_size_read(inode);
 }
 
+u32 lp_sample_wb_err(const struct file *file)
+{
+	return filemap_sample_wb_err(file->f_mapping);
+}
+
+int lp_check_wb_err(const struct file *file, u32 since)
+{
+	return filemap_check_wb_err(file->f_mapping, since);
+}
+
 bool lp_is_dax(const struct inode *inode)
 {
 	return IS_DAX(inode);

@@ -32,6 +32,8 @@ void lp_read_string_param(struct module *mod, char *to, const char *from);
 /* Files. */
 struct inode *lp_file_inode(const struct file *file);
 loff_t lp_i_size_read(const struct inode *inode);
+u32 lp_sample_wb_err(const struct file *file);
+int lp_check_wb_err(const struct file *file, u32 since);
 bool lp_is_dax(const struct inode *inode);
 u64 lp_huge_encode_dev(dev_t dev);
 gfp_t lp_mapping_gfp_mask(const struct address_space *mapping);

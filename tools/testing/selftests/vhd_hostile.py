@@ -370,6 +370,28 @@ def failed_flush_ends_writing(t):
     with vhd_reader.Reader(copy) as reader:
         reader.check()
 
+@suite.test
+def error_that_another_sync_was_told(t):
+    """Each error is reported once for an open file: here to who has opened it, and in life to another
+    flush at the same time. What was written is lost for all of them."""
+    image = vhd.Dynamic(SIZE)
+    image.put(0, blockio.pattern(SIZE))
+    sectors = on_ram_disk(t, image)
+    t.allow_log(r".*dm-\d+.*")
+    fd = os.open(mapper.create(t, (sectors, "linear")), os.O_RDWR)
+    t.defer(os.close, fd)
+    loop = loopdev.free()
+    loop.configure(fd)
+    t.defer(loop.detach_if_bound)
+    with Direct(loop.path) as device:
+        device.write(0, b"x" * 4096)
+        mapper.switch((sectors, "error"))
+        fails_with(errno.EIO, os.fsync, fd)
+        mapper.switch((sectors, "linear"))
+        fails_with(errno.EIO, device.flush)
+    equal(layers.of(loop)[0]["state"], "failed", "state")
+
+
 
 if __name__ == "__main__":
     suite.main()

@@ -218,6 +218,8 @@ impl Descent<'_> {
     }
 
     /// The file has to have all of its extent.
+    // Not inlined, for the stack.
+    #[inline(never)]
     fn check_flat(&self, by: &CStr, role: Role, file: &BackingFile, base: u64, len: u64) -> Result {
         let size = file.stat_size();
         if base.checked_add(len).is_some_and(|end| end <= size) {

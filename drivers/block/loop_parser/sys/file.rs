@@ -80,6 +80,10 @@ const COHERENT: [&CStr; 8] = [
     c"ext2", c"ext3", c"ext4", c"xfs", c"btrfs", c"f2fs", c"tmpfs", c"bdev",
 ];
 
+/// A point in the history of a file's writeback.
+#[derive(Clone, Copy)]
+pub(crate) struct Errors(u32);
+
 impl BackingFile {
     /// Takes a reference to the caller's file descriptor `fd`: `EBADF` if there is no such
     /// descriptor, `EINVAL` if the file cannot back a device.
@@ -213,6 +217,19 @@ impl BackingFile {
         (!bdev.is_null()).then(|| unsafe { BlockDevice::from_raw(bdev) })
     }
 
+    /// Which errors of writing back there were: for [`BackingFile::check_errors`].
+    pub(crate) fn errors(&self) -> Errors {
+        // SAFETY: By the invariant the file is valid, and so is its mapping.
+        Errors(unsafe { bindings::lp_sample_wb_err(self.as_ptr()) })
+    }
+
+    /// Whether writing back went well since `since`, whoever was told if not: a sync tells each error
+    /// once.
+    pub(crate) fn check_errors(&self, since: Errors) -> Result {
+        // SAFETY: As in `errors`.
+        to_result(unsafe { bindings::lp_check_wb_err(self.as_ptr(), since.0) })
+    }
+
     /// Size in bytes as the page cache knows it.
     pub(crate) fn size(&self) -> u64 {
         // SAFETY: By the invariant the inode is valid.
@@ -222,6 +239,8 @@ impl BackingFile {
 
     /// Size in bytes as the file system knows it: asks it, which matters on network file systems.
     /// 0 if it cannot tell.
+    // Not inlined, for the stack.
+    #[inline(never)]
     pub(crate) fn stat_size(&self) -> u64 {
         if self.kind() == Kind::Block {
             return self.size();
