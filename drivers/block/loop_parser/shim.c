@@ -393,6 +393,16 @@ void lp_restore_active_memory(void *memcg)
 
 /* Tasks, locks, work. */
 
+bool lp_is_worker(void)
+{
+	return current->flags & PF_WQ_WORKER;
+}
+
+long lp_work_on_cpu(long (*fn)(void *), void *arg)
+{
+	return work_on_cpu(raw_smp_processor_id(), fn, arg);
+}
+
 unsigned int lp_worker_begin(void)
 {
 	unsigned int flags = current->flags & (PF_LOCAL_THROTTLE | PF_MEMALLOC_NOIO);

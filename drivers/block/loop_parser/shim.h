@@ -105,6 +105,8 @@ void *lp_set_active_memory(void *css);
 void lp_restore_active_memory(void *memcg);
 
 /* Tasks, locks, work. */
+bool lp_is_worker(void);
+long lp_work_on_cpu(long (*fn)(void *), void *arg);
 unsigned int lp_worker_begin(void);
 void lp_worker_end(unsigned int flags);
 unsigned int lp_memalloc_noreclaim_save(void);

@@ -26,7 +26,10 @@ use crate::{
     sys::{
         file::BackingFile,
         globals::IMAGES,
-        work::WorkerContext, //
+        work::{
+            in_worker,
+            WorkerContext, //
+        }, //
     }, //
 };
 
@@ -194,10 +197,11 @@ impl ImageUser {
     /// Gives back what was reserved for writes and makes everything durable, while nobody writes. A child
     /// may be on the image already: to get memory must not mean to wait for writes to that.
     pub(crate) fn finish(&self) -> Result {
-        let _context = WorkerContext::enter();
-        self.give_back();
-        self.image
-            .finish(&mut self.image.allocation.lock(), &self.file)
+        in_worker(|| {
+            self.give_back();
+            self.image
+                .finish(&mut self.image.allocation.lock(), &self.file)
+        })
     }
 
     /// Gives space back that lost its pointer. What fails is in the log, and leaks.
@@ -233,7 +237,11 @@ impl Drop for ImageUser {
         self.set_direct(false);
         let mut purpose = self.purpose;
         if purpose == Use::Write {
-            self.leave_writers();
+            // There is no error to return.
+            let _ = in_worker(|| {
+                self.leave_writers();
+                Ok(())
+            });
             purpose = Use::Read;
         }
         IMAGES.lock().leave(&self.image, &self.file, purpose);

@@ -4,10 +4,17 @@
 
 use core::{
     ops::Deref,
-    ptr::NonNull, //
+    ptr::{
+        self,
+        NonNull, //
+    }, //
 };
 
 use kernel::{
+    ffi::{
+        c_long,
+        c_void, //
+    },
     prelude::*,
     types::{
         NotThreadSafe,
@@ -90,6 +97,48 @@ impl Drop for WorkerContext {
         // SAFETY: Same task as in `enter`, as this type is not `Send`.
         unsafe { bindings::lp_worker_end(self.flags) };
     }
+}
+
+/// Runs `job` as a worker, in its context, and waits for it. The last writes to an image must not depend on
+/// who happens to be the last one to use it: on that task's permissions and limits, or on whether it is
+/// being killed.
+pub(crate) fn in_worker(job: impl FnOnce() -> Result + Send) -> Result {
+    // SAFETY: Looks at the current task only.
+    if unsafe { bindings::lp_is_worker() } {
+        let _context = WorkerContext::enter();
+        return job();
+    }
+    let mut job = Job {
+        job: Some(job),
+        result: Err(EIO),
+    };
+    run_elsewhere(&mut job);
+    job.result
+}
+
+/// What a worker is to do, and how that ended.
+struct Job<F> {
+    job: Option<F>,
+    result: Result,
+}
+
+fn run_elsewhere<F: FnOnce() -> Result + Send>(job: &mut Job<F>) {
+    // SAFETY: `run_job` is for jobs of this type. The call comes back when it has returned: until then
+    // nobody else uses `job`, which can be sent to another task, as what is in it can.
+    unsafe { bindings::lp_work_on_cpu(Some(run_job::<F>), ptr::from_mut(job).cast()) };
+}
+
+/// # Safety
+///
+/// `job` is a valid `Job<F>` that nobody else uses.
+unsafe extern "C" fn run_job<F: FnOnce() -> Result>(job: *mut c_void) -> c_long {
+    // SAFETY: By the requirement.
+    let job = unsafe { &mut *job.cast::<Job<F>>() };
+    let _context = WorkerContext::enter();
+    if let Some(run) = job.job.take() {
+        job.result = run();
+    }
+    0
 }
 
 /// The task may use the memory reserves while this lives (`PF_MEMALLOC`): what it does frees memory.
