@@ -216,8 +216,13 @@ fn zero(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result {
     if layer.image.is_poisoned() {
         return Err(store_error(EIO));
     }
+    let is_whole = layer.image.is_raw() && layer.whole.is_none();
     match fallocate(layer, mode_of(how), range) {
-        Err(EOPNOTSUPP) if how != Discard::Forget => {
+        // A block device can have larger sectors than the disk.
+        Err(EINVAL) if how == Discard::Forget && !is_whole => Ok(()),
+        Err(error)
+            if how != Discard::Forget && (error == EOPNOTSUPP || error == EINVAL && !is_whole) =>
+        {
             // A raw file has no memory for that; what it is a part of has.
             let memory = match layer.whole {
                 Some(whole) if layer.image.is_raw() => whole.image,

@@ -249,6 +249,28 @@ def discarded_blocks_are_unmapped(t):
 
 
 @suite.test
+def on_sectors_of_4096(t):
+    """Data that begin at odd sectors of 512 bytes: a hole there is refused by the device below."""
+    image = vhd.Dynamic(SIZE)
+    image.put(0, blockio.pattern(8 * MIB))
+    path = image.write(t.path("image"))
+    os.truncate(path, os.path.getsize(path) // 4096 * 4096 + 16 * MIB)
+    below = images.attach_with(t, path, "raw", block_size=4096)
+    shadow = bytearray(image.guest())
+    t.allow_log(r"loop\d+: .*footer.*")
+    loop = t.attach(below.path)
+    ensure(int(loop.attr("queue/discard_max_bytes")), "discards are not offered")
+    with Direct(loop.path) as device:
+        vhd_trim.zero(device, shadow, MIB + 512, MIB)
+        vhd_trim.random_steps(device, shadow, random.Random(4), 40, MIB)
+    same_bytes(images.whole(loop), bytes(shadow), "device")
+    loop.detach()
+    below.detach()
+    with vhd_chain.Chain([path]) as chain:
+        same_bytes(chain.read(0, chain.size), bytes(shadow), "image, by the specification")
+
+
+@suite.test
 def tapdisk_image(t):
     """As on a volume of XenServer: aligned data, a batmap, the footer at the end."""
     image = some_image(align=8, batmap=True, footer=vhd.tapdisk())
