@@ -42,7 +42,11 @@ pub(crate) fn clear_fd(device: &Device) -> Result {
 /// `open_mutex` held; nobody else can change the device meanwhile.
 pub(crate) fn detach(device: ArcBorrow<'_, Device>, closing: &Closing<'_, Device>) {
     let disk = device.disk_ref();
-    let attached = forget(&mut device.config());
+    let attached = {
+        let mut config = device.config();
+        config.choice = None;
+        forget(&mut config)
+    };
 
     reset_limits(&device);
     disk.invalidate();
@@ -81,12 +85,12 @@ pub(crate) fn detach(device: ArcBorrow<'_, Device>, closing: &Closing<'_, Device
     drop(files);
 }
 
-/// Takes the file out of the configuration and forgets everything that was about it.
+/// Takes the file out of the configuration and forgets everything that was about it. The choice of a
+/// parser is for the next attach, too, if this one has failed.
 pub(crate) fn forget(config: &mut Config) -> Option<AttachedFile> {
     config.offset = 0;
     config.size_limit = 0;
     config.file_name.fill(0);
-    config.choice = None;
     config.attached.take()
 }
 

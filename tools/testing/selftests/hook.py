@@ -64,6 +64,18 @@ def parser_returns_to_the_default(t):
 
 
 @suite.test
+def parser_stays_after_an_attach_that_failed(t):
+    """losetup tries once more: that must not be with another parser."""
+    path, _ = vhd_file(t)
+    loop = loopdev.free()
+    loop.set_attr("loop/parser", "raw")
+    t.defer(loop.set_attr, "loop/parser", "auto")
+    t.allow_log(r"Invalid logical block size \(3000\)")
+    fails_with(errno.EINVAL, t.attach, path, loop=loop, block_size=3000)
+    equal(loop.attr("loop/parser"), "raw", "parser")
+
+
+@suite.test
 def parser_cannot_be_set_while_bound(t):
     path, _ = vhd_file(t)
     loop = t.attach(path)
