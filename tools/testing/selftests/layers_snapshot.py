@@ -239,34 +239,6 @@ def flush_meanwhile_covers_the_file_below(t):
 
 
 @suite.test
-def caller_that_is_killed(t):
-    """While the file below is made durable. What is left to be written to it does not depend on who has
-    asked for the change."""
-    needs.module("dm-delay")
-    sectors = 64 * 2048
-    t.ram_disk(sectors // 2048)
-    disk = mapper.create(t, (sectors, "linear"))
-    run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,nodiscard", disk)
-    device = Device.on(t, "dynamic", folder=t.mount(disk))
-    child = device.child_in(t.dir)
-    shadow = bytearray(device.chain.guest)
-    with blockio.Direct(device.loop.path) as direct:
-        images.scribble(direct, shadow, 1, count=15)
-        mapper.switch((sectors, "slow"))
-        task = Task(lambda: change(device.loop, child))
-        task.wait_until_it_hangs()
-        task.kill()
-        equal(task.outcome(), "killed", "LOOP_CHANGE_FD")
-        mapper.switch((sectors, "linear"))
-        equal(device.loop.attr("loop/backing_file"), child, "file")
-        images.scribble(direct, shadow, 2, count=15)
-        direct.flush()
-    equal([layer["state"] for layer in layers.of(device.loop)], ["clean"] * 2, "states")
-    same_bytes(images.whole(device.loop), bytes(shadow), "device")
-    device.loop.detach()
-
-
-@suite.test
 def below_can_be_read_by_others(t):
     """As a parent it may be attached read-only, and not read-write."""
     device = Device.on(t, "raw")

@@ -7,10 +7,11 @@ import contextlib
 import errno
 import os
 
-from lib import blockio, images, layers, loopdev, needs, qcow, system, vhd_child
+from lib import blockio, images, layers, loopdev, mapper, needs, qcow, system, vhd_child
 from lib.ktap import Suite, ensure, equal, fails_with, same_bytes
 from lib.qcow import KIB, MIB
 from lib.system import run
+from lib.tasks import Task
 
 SIZE = 4 * MIB
 # The header extension that states the format.
@@ -312,6 +313,12 @@ def thousand_and_twenty_three_bytes_of_name(t):
     same_bytes(images.whole(t.attach(path)), data, "device")
 
 
+def change(loop, path):
+    """LOOP_CHANGE_FD with a descriptor of `path`."""
+    with loopdev.opened(path, os.O_RDWR) as fd:
+        loop.change_fd(fd)
+
+
 @suite.test
 def live_snapshot(t):
     """LOOP_CHANGE_FD to an overlay, under a mounted file system."""
@@ -329,8 +336,7 @@ def live_snapshot(t):
         child = os.path.join(os.path.dirname(path), f"{number}.qcow2")
         below = os.path.basename(path if number == 0 else f"{number - 1}.qcow2")
         images.create(child, 32 * MIB, "qcow2", backing_file=below, backing_fmt="qcow2")
-        with loopdev.opened(child, os.O_RDWR) as fd:
-            loop.change_fd(fd)
+        change(loop, child)
     for name, data in expected.items():
         same_bytes(blockio.content(os.path.join(point, name)), data, name)
     run("umount", point)
@@ -338,6 +344,38 @@ def live_snapshot(t):
     loop.detach()
     for number in range(5):
         qcow.check(os.path.join(os.path.dirname(path), f"{number}.qcow2"))
+
+
+@suite.test
+def caller_of_a_snapshot_is_killed(t):
+    """While the file below is made durable. What is left to be written to it, the counts of clusters that
+    were not used, does not depend on who has asked for the snapshot."""
+    needs.module("dm-delay")
+    sectors = 64 * 2048
+    t.ram_disk(sectors // 2048)
+    disk = mapper.create(t, (sectors, "linear"))
+    run("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,nodiscard", disk)
+    base = images.create(os.path.join(t.mount(disk), "base.qcow2"), SIZE, "qcow2")
+    child = overlay(t, base, "qcow2")
+    layers.allow_parents(t, "any")
+    loop = t.attach(base)
+    shadow = bytearray(SIZE)
+    with blockio.Direct(loop.path) as device:
+        images.scribble(device, shadow, 1, count=15)
+        mapper.switch((sectors, "slow"))
+        task = Task(lambda: change(loop, child))
+        task.wait_until_it_hangs()
+        task.kill()
+        equal(task.outcome(), "killed", "LOOP_CHANGE_FD")
+        mapper.switch((sectors, "linear"))
+        equal(layers.paths(loop), [child, base], "layers")
+        images.scribble(device, shadow, 2, count=15)
+        device.flush()
+    equal([layer["state"] for layer in layers.of(loop)], ["clean"] * 2, "states")
+    same_bytes(images.whole(loop), bytes(shadow), "device")
+    loop.detach()
+    qcow.check(base)
+    qcow.judge(t, child, bytes(shadow))
 
 
 # Overlays that are not put on top of a device's file
