@@ -216,12 +216,13 @@ fn zero(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result {
     if layer.image.is_poisoned() {
         return Err(store_error(EIO));
     }
-    let is_whole = layer.image.is_raw() && layer.whole.is_none();
+    // A block device can have larger sectors than the disk, unless the disk is all of it.
+    let is_by_sectors = !layer.image.is_raw() || layer.whole.is_some();
     match fallocate(layer, mode_of(how), range) {
-        // A block device can have larger sectors than the disk.
-        Err(EINVAL) if how == Discard::Forget && !is_whole => Ok(()),
+        Err(EINVAL) if is_by_sectors && how == Discard::Forget => Ok(()),
         Err(error)
-            if how != Discard::Forget && (error == EOPNOTSUPP || error == EINVAL && !is_whole) =>
+            if how != Discard::Forget
+                && (error == EOPNOTSUPP || error == EINVAL && is_by_sectors) =>
         {
             // A raw file has no memory for that; what it is a part of has.
             let memory = match layer.whole {

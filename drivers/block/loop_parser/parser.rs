@@ -123,8 +123,8 @@ pub trait Parser: Send + Sync {
     /// Validates an image and prepares to serve it.
     ///
     /// Reads O(1) pages through `tables`, whatever the size of the image (of a text, or of a stream that
-    /// was cut off, up to a named limit), and never writes. Checks, in this order: magic, version, shift counts, products, bounds against named limits, overlaps
-    /// of header-level regions.
+    /// was cut off, up to a named limit), and never writes. Checks, in this order: magic, version, shift
+    /// counts, products, bounds against named limits, overlaps of header-level regions.
     ///
     /// # Errors
     ///

@@ -156,7 +156,6 @@ impl Allocate for VhdAllocator {
         }
     }
 
-    /// A block that was given back is all a hole, its bitmap too. Its place is not used again.
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
         match &mut self.0 {
             Some(blocks) => blocks.close(tables),

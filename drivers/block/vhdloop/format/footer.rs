@@ -3,8 +3,8 @@
 //! The footer and its copy: which of them is to be believed, and keeping both good.
 //!
 //! A fixed image has one footer, in its last 512 bytes (511 in files of Virtual PC before 2004). A
-//! dynamic or differencing one has a copy of it at offset 0 besides. A good copy at 0 wins over one at the end: a
-//! file whose extension was cut short may end in guest data that looks like a footer.
+//! dynamic or differencing one has a copy of it at offset 0 besides. A good copy at 0 wins over one at
+//! the end: a file whose extension was cut short may end in guest data that looks like a footer.
 
 use loop_parser::contract::{
     Error,

@@ -90,7 +90,8 @@ impl Descriptor {
     ///
     /// [`Error::Malformed`] for a text that is not within the file, a line that is no line of a
     /// descriptor, a CID that is no number. [`Error::Unsupported`] for an encrypted disk, for a text that is
-    /// too long, for too many extents, and for a parent that is not named in a way that others than VirtualBox understand.
+    /// too long, for too many extents, and for a parent that is not named in a way that others than
+    /// VirtualBox understand.
     ///
     /// What is wrong with an extent as part of a disk is found when it is [asked for](ExtentLines::next):
     /// the descriptor in a sparse extent can be stale there.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Builds VHD files from the specification, sound or broken in a chosen place.
 
-Field offsets: "Virtual Hard Disk Image Format Specification" (Microsoft). Nothing here looks at the driver's code or at another
-implementation's output.
+Field offsets: "Virtual Hard Disk Image Format Specification" (Microsoft). Nothing here looks at the
+driver's code or at another implementation's output.
 """
 
 import dataclasses

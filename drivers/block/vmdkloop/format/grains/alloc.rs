@@ -259,7 +259,6 @@ impl Allocate for GrainAllocator {
         self.discard_start(tables, range, size, how)
     }
 
-    /// A grain that was given back is all a hole. Its place is not used again.
     /// A file that somebody else has written to is left as it is.
     fn close(&mut self, tables: &mut dyn TablesMut) -> Result {
         if self.is_marked || self.space.is_learned() {
