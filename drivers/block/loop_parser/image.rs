@@ -83,7 +83,8 @@ use crate::{
         rwsem::{
             RwSemaphore,
             WriteGuard, //
-        }, //
+        },
+        work::WorkerContext, //
     },
     tables::{
         CachedTables,
@@ -409,6 +410,8 @@ impl Image {
         if self.is_raw {
             return Ok(());
         }
+        // Writes may have to wait for it: to get memory must not mean to wait for these.
+        let _context = WorkerContext::enter();
         let size = self.blocking(file, |tables| self.map.reread_size(tables))?;
         if size < self.size.load(Relaxed) {
             return Err(Error::unsupported("the disk has become smaller", 0));
