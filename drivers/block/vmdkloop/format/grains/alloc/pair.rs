@@ -114,10 +114,34 @@ impl Slot {
 }
 
 impl GrainAllocator {
-    /// The tables with number `index`; `None` if there are none. They are made equal unless that is known.
+    /// The tables with number `index`, to be stored to; `None` if there are none. They are made equal unless
+    /// that is known.
     pub(super) fn pair(&mut self, tables: &mut dyn TablesMut, index: u64) -> Result<Option<Pair>> {
         self.catch_up(tables)?;
-        self.pair_within(tables, index, &mut { MAX_LOADS })
+        let is_known = self.equal == Some(index);
+        let mut left = MAX_LOADS;
+        let pair = self.pair_within(tables, index, &mut left)?;
+        if let Some(redundant) = pair.and_then(|it| it.redundant).filter(|_| !is_known) {
+            let checked = self.check_empty(tables, index, redundant, &mut left);
+            checked.inspect_err(|_| self.equal = None)?;
+        }
+        Ok(pair)
+    }
+
+    /// That it is equal does not make an empty table a copy: there is much else that is all zeros.
+    // Not inlined, for the stack.
+    #[inline(never)]
+    fn check_empty(
+        &mut self,
+        tables: &dyn TablesMut,
+        index: u64,
+        redundant: u64,
+        left: &mut u64,
+    ) -> Result {
+        match is_empty(tables, redundant, self.layout.table_len())? {
+            true => self.check_copy(tables, index, redundant, left),
+            false => Ok(()),
+        }
     }
 
     /// Makes the copy equal that an entry could not be stored in. No second one gets behind.
@@ -165,23 +189,34 @@ impl GrainAllocator {
         redundant: u64,
         left: &mut u64,
     ) -> Result {
-        let layout = self.layout;
-        let len = layout.table_len();
+        let len = self.layout.table_len();
         if is_equal(tables, primary, redundant, len)? {
             return Ok(());
         }
+        self.check_copy(tables, index, redundant, left)?;
+        make_equal(tables, primary, redundant, len)
+    }
+
+    /// Checks that nothing else is where the copy of table `index` is. What is wrong is remembered.
+    fn check_copy(
+        &mut self,
+        tables: &dyn TablesMut,
+        index: u64,
+        redundant: u64,
+        left: &mut u64,
+    ) -> Result {
         if let Some((_, error)) = self.bad_copy.filter(|(bad, _)| *bad == index) {
             return Err(error);
         }
+        let layout = self.layout;
         let directory = layout.redundant.ok_or(OUTSIDE)?;
         let at = layout.directory_entry_at(directory, index)?;
-        let region = Region::new(redundant, len, at)?;
+        let region = Region::new(redundant, layout.table_len(), at)?;
         copy::check(tables, &layout, region, at, left).inspect_err(|error| {
             if let Error::Malformed(_) | Error::Unsupported(_) = error {
                 self.bad_copy = Some((index, *error));
             }
-        })?;
-        make_equal(tables, primary, redundant, len)
+        })
     }
 
     /// The copy of table `index`, in a directory of copies. It is made if there is none. `None`: the
@@ -261,7 +296,9 @@ impl GrainAllocator {
         if stored.is_err() {
             space.release(primary, len);
         }
-        stored.map(|()| pair)
+        stored?;
+        self.equal = Some(index);
+        Ok(pair)
     }
 }
 
@@ -298,6 +335,23 @@ fn is_equal(tables: &dyn TablesMut, one: u64, other: u64, len: u64) -> Result<bo
         tables.load(add(one, done, one)?, left)?;
         tables.load(add(other, done, other)?, right)?;
         if left != right {
+            return Ok(false);
+        }
+        done = done.saturating_add(step.min(WINDOW) as u64);
+    }
+    Ok(true)
+}
+
+/// Whether the `len` bytes at a host offset are all zero.
+#[inline(never)]
+fn is_empty(tables: &dyn TablesMut, table: u64, len: u64) -> Result<bool> {
+    let mut bytes = [0; WINDOW];
+    let mut done = 0;
+    while done < len {
+        let step = usize::try_from(len.saturating_sub(done)).unwrap_or(WINDOW);
+        let bytes = bytes.get_mut(..step.min(WINDOW)).unwrap_or_default();
+        tables.load(add(table, done, table)?, bytes)?;
+        if bytes.iter().any(|&byte| byte != 0) {
             return Ok(false);
         }
         done = done.saturating_add(step.min(WINDOW) as u64);

@@ -31,13 +31,13 @@ impl GrainAllocator {
     ///
     /// # Errors
     ///
-    /// Those of the store; [`Error::Malformed`] if the redundant directory lies over something in use.
+    /// Those of the store.
     #[inline(never)]
     pub(super) fn repair(&mut self, tables: &mut dyn TablesMut) -> Result {
         let mut left = MAX_LOADS;
         let mut copies = MAX_COPIES;
         match copy::check_directory(tables, &self.layout, &mut left) {
-            Err(Error::Unsupported(_)) => return Ok(()),
+            Err(Error::Malformed(_) | Error::Unsupported(_)) => return Ok(()),
             result => result?,
         }
         for index in 0..self.layout.count() {
@@ -49,6 +49,8 @@ impl GrainAllocator {
         }
         // It may have been for want of loads only.
         self.bad_copy = None;
+        // What is stored to has to be looked at more closely.
+        self.equal = None;
         Ok(())
     }
 

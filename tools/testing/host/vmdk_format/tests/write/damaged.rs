@@ -129,6 +129,53 @@ fn redundant_over_something() {
     }
 }
 
+/// An empty table is equal to much that is none of its copies: to another empty table, or to a grain of
+/// zeros.
+#[test]
+fn redundant_of_an_empty_table() {
+    for is_unclean in [false, true] {
+        for case in 0..2 {
+            let image = spec().build();
+            let mut store = image.store;
+            store.put(72, &[u8::from(is_unclean)]);
+            let header = Header::load(&store);
+            let at = header.redundant.unwrap() + 8;
+            let (_, grain) = image.entries[&70];
+            store.put(grain, &[0; G as usize]);
+            let wrong = match case {
+                0 => get32(&store, header.directory + 12),
+                _ => grain / 512,
+            };
+            put32(&mut store, at, wrong);
+            let before = disk(&store, &[]);
+            let mut device = open(store).unwrap();
+            for _ in 0..2 {
+                let error = device.write(130 * G, &[1; 512]).unwrap_err();
+                assert!(matches!(error, Error::Malformed(it) if it.at == at));
+            }
+            assert!(device.read(0, SIZE).unwrap() == before, "case {case}");
+            device.write(9 * G, &[1; 512]).unwrap();
+            assert_eq!(device.read(9 * G, 512).unwrap(), [1; 512]);
+        }
+    }
+}
+
+/// Tables that are empty in front of all grains, as programs make them, cost a look at the directory: not
+/// at all entries.
+#[test]
+fn empty_tables_cost_little() {
+    let cost = |tables: u64| {
+        let spec = Spec::new(tables * 64 * 8, 8).with_entries(64);
+        let mut device = open(spec.build().store).unwrap();
+        device.write(0, &[1; 512]).unwrap();
+        let before = device.store.loads();
+        device.write(64 * G, &[1; 512]).unwrap();
+        device.store.loads() - before
+    };
+    let (few, many) = (cost(64), cost(512));
+    assert!(many < few + 512, "{few} {many}");
+}
+
 /// No copy can be made as an entry is damaged: that is found out once, not for every table.
 #[test]
 fn repair_is_linear() {
@@ -226,6 +273,8 @@ fn redundant_directory_over_a_table() {
         let error = device.write(9 * G, &[1; 512]).unwrap_err();
         assert!(matches!(error, Error::Malformed(_)), "{error:?}");
         assert!(device.read(192 * G, 64 * G).unwrap() == content);
+        device.write(0, &[1; 512]).unwrap();
+        assert_eq!(device.read(0, 512).unwrap(), [1; 512], "in place");
         let store = device.close().unwrap();
         assert!(table(&store) == before, "a primary table was overwritten");
     }
