@@ -192,7 +192,6 @@ fn ask(
     how: Discard,
 ) -> contract::Result<(Discarded, Option<Epoch<'_>>)> {
     let Layer { image, file, .. } = layer;
-    let size = image.known_size(file);
     let mut allocation = image.allocation.lock();
     let len = loop {
         match allocation.pending.free_from(range.pos, range.len) {
@@ -201,6 +200,8 @@ fn ask(
         }
     };
     let range = Range { len, ..range };
+    // After the wait: the disk may have become larger.
+    let size = image.known_size(file);
     let epoch = image.epochs().map(Epochs::enter);
     let Allocation { alloc, scratch, .. } = &mut *allocation;
     let mut tables = LockedTables::new(image, file, scratch);
@@ -216,14 +217,10 @@ fn zero(layer: Layer<'_>, range: Range, how: Discard) -> contract::Result {
     if layer.image.is_poisoned() {
         return Err(store_error(EIO));
     }
-    // A block device can have larger sectors than the disk, unless the disk is all of it.
-    let is_by_sectors = !layer.image.is_raw() || layer.whole.is_some();
     match fallocate(layer, mode_of(how), range) {
-        Err(EINVAL) if is_by_sectors && how == Discard::Forget => Ok(()),
-        Err(error)
-            if how != Discard::Forget
-                && (error == EOPNOTSUPP || error == EINVAL && is_by_sectors) =>
-        {
+        // A block device can have larger sectors than the disk.
+        Err(EINVAL) if how == Discard::Forget => Ok(()),
+        Err(EOPNOTSUPP | EINVAL) if how != Discard::Forget => {
             // A raw file has no memory for that; what it is a part of has.
             let memory = match layer.whole {
                 Some(whole) if layer.image.is_raw() => whole.image,
