@@ -148,7 +148,7 @@ pub(crate) fn set_direct(device: &Device, config: &mut Config, enable: bool) -> 
             return Err(EINVAL);
         }
         // Dirty pages first. An error of an image's tables is reported only once: not to be lost.
-        let synced = attached.user.image().sync(&attached.file);
+        let synced = attached.user.sync();
         if !attached.user.image().is_raw() {
             synced?;
         }

@@ -3,8 +3,8 @@
 //! Images: what all devices on one backing inode share.
 //!
 //! Locking. `IMAGES` (the list) is held for list operations only, never over I/O. An image's
-//! `allocation` mutex serialises reservations and table writes; it is taken by workers, at detach,
-//! and when a child takes the place of the image on a device, and nests
+//! `allocation` mutex serialises reservations and table writes; it is taken by workers, and by
+//! `LOOP_SET_CAPACITY`, and nests
 //!
 //! ```text
 //!   allocation mutex of a list -> that of its parts
@@ -77,7 +77,7 @@ use crate::{
         epoch::Epochs,
         file::{
             BackingFile,
-            Errors, //
+            ErrorMark, //
         },
         random::random_u32,
         rwsem::{
@@ -111,8 +111,8 @@ pub(crate) struct Allocation {
 #[pin_data]
 pub(crate) struct Image {
     key: usize,
-    /// Which errors of writing back the file had when it was attached.
-    errors: Errors,
+    /// Errors of writing the file back count from here on.
+    errors: ErrorMark,
     /// The device that attached it first, for log lines.
     number: u32,
     choice: Choice,
@@ -236,7 +236,7 @@ impl Image {
         };
         let image = pin_init!(Self {
             key: file.inode_key(),
-            errors: file.errors(),
+            errors: ErrorMark::new(),
             number,
             choice: *choice,
             disk,
@@ -462,25 +462,33 @@ impl Image {
             return Err(EIO);
         }
         let data = self.data.as_ref().filter(|data| data.is_writer());
-        data.map_or(Ok(()), |data| data.image().sync_file(data.file()))
+        data.map_or(Ok(()), |data| data.image().sync_as_layer(data.file()))
             .and_then(|()| self.sync_parts())
             .and_then(|()| self.sync_below())
             .and_then(|()| self.sync_file(file))
-            .inspect_err(|error| self.sync_failed("syncing", *error))
+            .inspect_err(|error| self.poison("syncing", *error))
+    }
+
+    /// The same for another image that needs what is in this one. Of a raw file, too, a failure counts
+    /// that somebody else was told.
+    fn sync_as_layer(&self, file: &BackingFile) -> kernel::error::Result {
+        match self.is_raw {
+            true => self.sync_file(file),
+            false => self.sync(file),
+        }
     }
 
     /// Makes what was written to the file durable. An error that somebody else was told, who synced at
     /// the same time, is one here, too.
     fn sync_file(&self, file: &BackingFile) -> kernel::error::Result {
         file.fsync()?;
-        file.check_errors(self.errors)
+        file.check_errors(&self.errors)
     }
 
-    /// Ends all writing. Who was killed while waiting knows no more than before, and lost nothing.
-    fn sync_failed(&self, what: &str, error: kernel::error::Error) {
-        if error != EINTR && error != ERESTARTSYS {
-            self.poison(what, error);
-        }
+    /// The file gets its first writer: what went wrong before is not about what that one writes.
+    pub(crate) fn forget_errors(&self, file: &BackingFile) {
+        file.forget_errors();
+        file.mark_errors(&self.errors);
     }
 
     fn sync_parts(&self) -> kernel::error::Result {
@@ -494,12 +502,16 @@ impl Image {
             return Ok(());
         }
         let below = self.parents.first().ok_or(EIO)?;
-        below.image().sync(below.file())
+        below.image().sync_as_layer(below.file())
     }
 
-    /// It is about to take the place of the image below it, which requests have written to: until
-    /// [`Image::settled`] what is made durable includes that one.
+    /// It is about to take the place of the image below it, which requests have written to since it was
+    /// synced: until [`Image::settled`] what is made durable includes that one.
     pub(crate) fn unsettle(&self) {
+        if let Some(below) = self.parents.first() {
+            // Of a raw one the guest was told what went wrong before.
+            below.file().mark_errors(&below.image().errors);
+        }
         self.is_below_unsettled.store(true, Release);
     }
 
@@ -520,10 +532,7 @@ impl Image {
         if self.synced.load(Acquire) == writes {
             return Ok(());
         }
-        match self.is_raw {
-            true => self.sync_file(file)?,
-            false => self.sync(file)?,
-        }
+        self.sync_as_layer(file)?;
         // Of two who sync at once, the count of either will do.
         self.synced.store(writes, Release);
         Ok(())
@@ -765,7 +774,7 @@ impl Image {
                 self.report(&error);
             }
         }
-        parts.and(self.sync(file))
+        parts.and(self.sync_as_layer(file))
     }
 
     /// The same for all parts, whether or not one fails. Raw ones are synced with the whole: they would report

@@ -34,6 +34,13 @@ pub(crate) enum Use {
     Data(usize),
 }
 
+impl Use {
+    /// Whether the file may change by it.
+    pub(crate) fn writes(self) -> bool {
+        matches!(self, Use::Write | Use::Data(_))
+    }
+}
+
 /// Which image somebody wants to use, and how.
 pub(crate) struct Wanted<'a> {
     /// Identity of its inode.
@@ -195,6 +202,12 @@ impl ImageList {
     fn get(&mut self, image: &Arc<Image>) -> Option<&mut ListedImage> {
         let mut images = self.images.iter_mut();
         images.find(|listed| Arc::ptr_eq(&listed.image, image))
+    }
+
+    /// Whether anybody writes to an image.
+    pub(crate) fn is_written(&mut self, image: &Arc<Image>) -> bool {
+        self.get(image)
+            .is_some_and(|listed| listed.writers > 0 || listed.owners > 0)
     }
 
     /// How many devices write to an image.

@@ -84,7 +84,7 @@ pub(crate) fn take(device: &Device, mode: OpenMode, file: &Arc<BackingFile>) -> 
     let parent = parent;
     let new = other.user.image().clone();
     // Most of what there is to sync, while nothing is changed yet.
-    below.image().sync(below.file())?;
+    below.sync()?;
     new.unsettle();
     while !switch(device, &mut other, &below, begins)? {
         begins = below.image().begins();

@@ -19,6 +19,7 @@ use crate::{
         Layer, //
     },
     images::{
+        ImageList,
         Use,
         Wanted, //
     },
@@ -48,15 +49,14 @@ impl ImageUser {
     ///
     /// # Errors
     ///
-    /// As [`ImageList::find`](crate::images::ImageList::find).
+    /// As [`ImageList::find`].
     pub(crate) fn join(file: &Arc<BackingFile>, wanted: &Wanted<'_>) -> Result<Option<Self>> {
         let mut list = IMAGES.lock();
         let found = list.find(wanted)?;
         let Some(image) = found.filter(|image| !image.has_others()) else {
             return Ok(None);
         };
-        list.join(&image, wanted.purpose);
-        Ok(Some(Self::new(image, file, wanted.purpose)))
+        Ok(Some(Self::listed(&mut list, image, file, wanted.purpose)))
     }
 
     /// The first use of an image, or one more if somebody has attached the same in the meantime.
@@ -97,10 +97,24 @@ impl ImageUser {
                 image
             }
         };
-        list.join(&image, wanted.purpose);
+        let user = Self::listed(&mut list, image, file, wanted.purpose);
         drop(list);
         drop(unlocked);
-        Ok(Self::new(image, file, wanted.purpose))
+        Ok(user)
+    }
+
+    /// A user of an image in the list.
+    fn listed(
+        list: &mut ImageList,
+        image: Arc<Image>,
+        file: &Arc<BackingFile>,
+        purpose: Use,
+    ) -> Self {
+        if purpose.writes() && !list.is_written(&image) {
+            image.forget_errors(file);
+        }
+        list.join(&image, purpose);
+        Self::new(image, file, purpose)
     }
 
     /// The image of a device that is about to get a child of it, as the child's parent.
@@ -162,7 +176,7 @@ impl ImageUser {
 
     /// Whether it writes to the file.
     pub(crate) fn is_writer(&self) -> bool {
-        matches!(self.purpose, Use::Write | Use::Data(_))
+        self.purpose.writes()
     }
 
     /// Whether direct I/O can be used: on an image with tables only by a device that has it to
@@ -192,6 +206,12 @@ impl ImageUser {
             self.image.direct_devices.fetch_sub(1, Full);
         }
         self.direct
+    }
+
+    /// Makes everything written to the image durable: see [`Image::sync`]. As a worker, so that it does
+    /// not fail because the caller is being killed.
+    pub(crate) fn sync(&self) -> Result {
+        in_worker(|| self.image.sync(&self.file))
     }
 
     /// Gives back what was reserved for writes and makes everything durable, while nobody writes. A child

@@ -370,6 +370,7 @@ def failed_flush_ends_writing(t):
     with vhd_reader.Reader(copy) as reader:
         reader.check()
 
+
 @suite.test
 def error_that_another_sync_was_told(t):
     """Each error is reported once for an open file: here to who has opened it, and in life to another
@@ -391,6 +392,29 @@ def error_that_another_sync_was_told(t):
         fails_with(errno.EIO, device.flush)
     equal(layers.of(loop)[0]["state"], "failed", "state")
 
+
+@suite.test
+def error_from_before_the_attach(t):
+    """Of what somebody else has written, and nobody was told of: what the device writes is not lost."""
+    image = vhd.Dynamic(SIZE)
+    image.put(0, blockio.pattern(SIZE))
+    sectors = on_ram_disk(t, image)
+    t.allow_log(r".*dm-\d+.*")
+    path = mapper.create(t, (sectors, "linear"))
+    fd = os.open(path, os.O_RDWR)
+    t.defer(os.close, fd)
+    os.pwrite(fd, os.pread(fd, 4096, 0), 0)
+    mapper.switch((sectors, "error"))
+    os.sync()
+    mapper.switch((sectors, "linear"))
+    loop = t.attach(path)
+    with Direct(loop.path) as device:
+        device.write(0, b"x" * 4096)
+        device.flush()
+    equal(layers.of(loop)[0]["state"], "clean", "state")
+    loop.detach()
+    # The error was there, and is for who had the device open.
+    fails_with(errno.EIO, os.fsync, fd)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,11 @@ use core::{
 
 use kernel::{
     error::to_result,
-    prelude::*, //
+    prelude::*,
+    sync::atomic::{
+        ordering::Relaxed,
+        Atomic, //
+    }, //
 };
 
 use super::{
@@ -80,9 +84,15 @@ const COHERENT: [&CStr; 8] = [
     c"ext2", c"ext3", c"ext4", c"xfs", c"btrfs", c"f2fs", c"tmpfs", c"bdev",
 ];
 
-/// A point in the history of a file's writeback.
-#[derive(Clone, Copy)]
-pub(crate) struct Errors(u32);
+/// A point in the history of a file's writeback: errors count from there on.
+pub(crate) struct ErrorMark(Atomic<u32>);
+
+impl ErrorMark {
+    /// A mark at the beginning of it.
+    pub(crate) fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+}
 
 impl BackingFile {
     /// Takes a reference to the caller's file descriptor `fd`: `EBADF` if there is no such
@@ -217,17 +227,24 @@ impl BackingFile {
         (!bdev.is_null()).then(|| unsafe { BlockDevice::from_raw(bdev) })
     }
 
-    /// Which errors of writing back there were: for [`BackingFile::check_errors`].
-    pub(crate) fn errors(&self) -> Errors {
+    /// Moves `mark` to here. An error that no sync of the file was told yet is not behind it.
+    pub(crate) fn mark_errors(&self, mark: &ErrorMark) {
         // SAFETY: By the invariant the file is valid, and so is its mapping.
-        Errors(unsafe { bindings::lp_sample_wb_err(self.as_ptr()) })
+        let now = unsafe { bindings::lp_sample_wb_err(self.as_ptr()) };
+        mark.0.store(now, Relaxed);
     }
 
-    /// Whether writing back went well since `since`, whoever was told if not: a sync tells each error
+    /// No sync is told any more what went wrong until now.
+    pub(crate) fn forget_errors(&self) {
+        // SAFETY: By the invariant the file is valid.
+        let _ = unsafe { bindings::file_check_and_advance_wb_err(self.as_ptr()) };
+    }
+
+    /// Whether writing back went well since `mark`, whoever was told if not: a sync tells each error
     /// once.
-    pub(crate) fn check_errors(&self, since: Errors) -> Result {
-        // SAFETY: As in `errors`.
-        to_result(unsafe { bindings::lp_check_wb_err(self.as_ptr(), since.0) })
+    pub(crate) fn check_errors(&self, mark: &ErrorMark) -> Result {
+        // SAFETY: As in `mark_errors`.
+        to_result(unsafe { bindings::lp_check_wb_err(self.as_ptr(), mark.0.load(Relaxed)) })
     }
 
     /// Size in bytes as the page cache knows it.

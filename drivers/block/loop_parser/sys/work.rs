@@ -101,7 +101,7 @@ impl Drop for WorkerContext {
 
 /// Runs `job` as a worker, in its context, and waits for it. The last writes to an image must not depend on
 /// who happens to be the last one to use it: on that task's permissions and limits, or on whether it is
-/// being killed.
+/// being killed. (A kernel that is not built for several processors runs it in place.)
 pub(crate) fn in_worker(job: impl FnOnce() -> Result + Send) -> Result {
     // SAFETY: Looks at the current task only.
     if unsafe { bindings::lp_is_worker() } {

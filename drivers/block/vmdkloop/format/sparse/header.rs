@@ -68,8 +68,8 @@ fn unsupported<V>(what: &'static str, at: u64) -> Result<V> {
 ///
 /// # Errors
 ///
-/// [`Error::Malformed`] and [`Error::Unsupported`]; the first of: magic, version, flags, compression,
-/// damage, limits, bounds.
+/// [`Error::Malformed`] and [`Error::Unsupported`]; the first of: magic, version, a size, flags,
+/// compression, damage, limits, bounds.
 // Not inlined, for the stack.
 #[inline(never)]
 pub(in super::super) fn load<T: Tables + ?Sized>(tables: &T, at: u64) -> Result<Header> {
