@@ -50,9 +50,7 @@ class Manager:
 
     def enter(self, *command):
         """A command line that runs a program beside systemd."""
-        path = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-        with open(path, encoding="ascii") as file:
-            child = file.read().strip()
+        child = attempt("pgrep", "-P", str(self.process.pid)).stdout.strip()
         return "nsenter", "-t", child or "0", "-m", "-p", "-u", "-i", "-C", "-r", *command
 
     def answers(self):
