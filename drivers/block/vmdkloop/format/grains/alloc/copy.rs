@@ -109,6 +109,16 @@ fn check_grains(
     })
 }
 
+/// Whether a table has no entries. Counts loads.
+pub(super) fn is_empty(tables: &dyn TablesMut, table: Region, left: &mut u64) -> Result<bool> {
+    let mut is_empty = true;
+    each(tables, table, left, &mut |entry, _| {
+        is_empty &= entry == Entry::NONE;
+        Ok(())
+    })?;
+    Ok(is_empty)
+}
+
 /// Calls `look` for every entry in a range of the file.
 #[inline(never)]
 fn each(

@@ -138,7 +138,8 @@ impl GrainAllocator {
         redundant: u64,
         left: &mut u64,
     ) -> Result {
-        match is_empty(tables, redundant, self.layout.table_len())? {
+        let table = Region::new(redundant, self.layout.table_len(), redundant)?;
+        match copy::is_empty(tables, table, left)? {
             true => self.check_copy(tables, index, redundant, left),
             false => Ok(()),
         }
@@ -335,23 +336,6 @@ fn is_equal(tables: &dyn TablesMut, one: u64, other: u64, len: u64) -> Result<bo
         tables.load(add(one, done, one)?, left)?;
         tables.load(add(other, done, other)?, right)?;
         if left != right {
-            return Ok(false);
-        }
-        done = done.saturating_add(step.min(WINDOW) as u64);
-    }
-    Ok(true)
-}
-
-/// Whether the `len` bytes at a host offset are all zero.
-#[inline(never)]
-fn is_empty(tables: &dyn TablesMut, table: u64, len: u64) -> Result<bool> {
-    let mut bytes = [0; WINDOW];
-    let mut done = 0;
-    while done < len {
-        let step = usize::try_from(len.saturating_sub(done)).unwrap_or(WINDOW);
-        let bytes = bytes.get_mut(..step.min(WINDOW)).unwrap_or_default();
-        tables.load(add(table, done, table)?, bytes)?;
-        if bytes.iter().any(|&byte| byte != 0) {
             return Ok(false);
         }
         done = done.saturating_add(step.min(WINDOW) as u64);
