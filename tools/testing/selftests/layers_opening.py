@@ -749,8 +749,7 @@ class Changed:
 
     def change(self):
         """LOOP_CHANGE_FD to the child."""
-        with loopdev.opened(self.pair.child) as fd:
-            self.loop.change_fd(fd, os.O_RDONLY)
+        self.loop.change_file(self.pair.child, os.O_RDONLY, os.O_RDONLY)
 
     def refused(self, number, says):
         """The change fails, with a log line, and the device goes on with its file."""

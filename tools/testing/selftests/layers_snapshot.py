@@ -54,7 +54,7 @@ class Device:
     def put_on_top(self, path=None):
         """A snapshot, with an empty child, or with one that was made already."""
         path = path or self.child()
-        change(self.loop, path)
+        self.loop.change_file(path)
         self.chain.paths.insert(0, path)
         return path
 
@@ -71,15 +71,6 @@ class Device:
         for file in self.unchanged:
             file.check()
         self.chain.judge(expected)
-
-
-def change(loop, path, flags=os.O_RDWR, mode=os.O_RDWR):
-    """LOOP_CHANGE_FD with a descriptor of `path`."""
-    fd = os.open(path, flags)
-    try:
-        loop.change_fd(fd, mode)
-    finally:
-        os.close(fd)
 
 
 # Which files may be put on top
@@ -199,7 +190,7 @@ def below_cannot_be_made_durable(t, kind):
         direct.write(MIB, b"d" * MIB)
     before = layers.state(device.loop)[1:]
     mapper.switch((64 * 2048, "error"))
-    fails_with(errno.EIO, change, device.loop, child.path)
+    fails_with(errno.EIO, device.loop.change_file, child.path)
     mapper.switch((64 * 2048, "linear"))
     system.wait_until(lambda: layers.state(device.loop)[1:] == before,
                       lambda: f"{before}, {layers.state(device.loop)[1:]}")
@@ -220,7 +211,7 @@ def flush_meanwhile_covers_the_file_below(t):
     child = device.child_in(t.dir)
     with blockio.Direct(device.loop.path) as direct:
         direct.write(0, blockio.pattern(BLOCK))
-        task = Task(lambda: change(device.loop, child))
+        task = Task(lambda: device.loop.change_file(child))
         t.defer(task.outcome)
         # The old file is being written back; what comes now is not part of that. On a machine that
         # stood still it may be over already.
@@ -363,7 +354,7 @@ def stays(device, path, number, says, **how):
     before = layers.state(device.loop)
     line = layers.one_line(device.t, rf"{device.loop.name}: refused: {says}")
     with line if says else contextlib.nullcontext():
-        fails_with(number, change, device.loop, path, **how)
+        fails_with(number, device.loop.change_file, path, **how)
     for file in files:
         file.check()
     system.wait_until(lambda: layers.state(device.loop) == before,
@@ -423,7 +414,7 @@ def child_opened_write_only_is_refused(t):
     path = device.child()
     before = layers.state(device.loop)
     try:
-        change(device.loop, path, flags=os.O_WRONLY)
+        device.loop.change_file(path, flags=os.O_WRONLY)
     except OSError as error:
         ensure(error.errno in (errno.EINVAL, errno.EBADF), str(error))
     equal(layers.state(device.loop), before, "device")
@@ -480,7 +471,7 @@ def child_of_a_forced_raw_vhd(t):
     child = vhd_child.Differencing(length, "base.vhd", BLOCK, parent_id=vhd_child.NULL_ID)
     path = child.write(t.path("child.vhd"))
     raw = blockio.content(base.paths[0])
-    change(loop, path)
+    loop.change_file(path)
     same_bytes(images.whole(loop), raw, "device")
     blockio.direct_write(loop.path, 0, bytes(512))
     loop.detach()
@@ -516,7 +507,7 @@ def no_more_files_than_there_may_be(t):
     equal(len(found) + more, 32, "layers")
     blockio.direct_write(device.loop.path, 0, b"t" * 4096)
     t.allow_log(r"loop\d+: .*")
-    fails_with(errno.EMLINK, change, device.loop, device.child())
+    fails_with(errno.EMLINK, device.loop.change_file, device.child())
     found, more = layers.lines(device.loop)
     equal(len(found) + more, 32, "layers")
     device.judge(b"t" * 4096 + device.chain.guest[4096:])
@@ -529,7 +520,7 @@ def two_devices_on_one_file(t):
     other = t.attach(device.chain.paths[0])
     t.allow_log(r"loop\d+: .*")
     before = layers.state(device.loop)
-    fails_with(errno.EBUSY, change, device.loop, device.child())
+    fails_with(errno.EBUSY, device.loop.change_file, device.child())
     equal(layers.state(device.loop), before, "device")
     other.detach()
     device.switch()
@@ -549,12 +540,12 @@ def read_only_device_takes_any_file_of_its_size(t):
     t.defer(loop.detach_if_bound)
     sequence = uevents.sequence(loop)
     with uevents.Listener() as listener:
-        change(loop, path, os.O_RDONLY, os.O_RDONLY)
+        loop.change_file(path, os.O_RDONLY, os.O_RDONLY)
         ensure(listener.events(), "udev was not told")
     ensure(uevents.sequence(loop) > sequence, "the sequence number has not changed")
     same_bytes(images.whole(loop), other.guest(), "device")
     blockio.make_sparse(t.path("small"), MIB)
-    fails_with(errno.EINVAL, change, loop, t.path("small"), os.O_RDONLY, os.O_RDONLY)
+    fails_with(errno.EINVAL, loop.change_file, t.path("small"), os.O_RDONLY, os.O_RDONLY)
 
 
 @suite.test
@@ -563,7 +554,7 @@ def read_write_device_takes_no_other_file(t):
     loop = t.attach(blockio.make_sparse(t.path("a"), SIZE))
     blockio.make_sparse(t.path("b"), SIZE)
     t.allow_log(r"loop\d+: .*")
-    fails_with(errno.EINVAL, change, loop, t.path("b"))
+    fails_with(errno.EINVAL, loop.change_file, t.path("b"))
 
 
 # Nobody notices

@@ -313,12 +313,6 @@ def thousand_and_twenty_three_bytes_of_name(t):
     same_bytes(images.whole(t.attach(path)), data, "device")
 
 
-def change(loop, path):
-    """LOOP_CHANGE_FD with a descriptor of `path`."""
-    with loopdev.opened(path, os.O_RDWR) as fd:
-        loop.change_fd(fd)
-
-
 @suite.test
 def live_snapshot(t):
     """LOOP_CHANGE_FD to an overlay, under a mounted file system."""
@@ -336,7 +330,7 @@ def live_snapshot(t):
         child = os.path.join(os.path.dirname(path), f"{number}.qcow2")
         below = os.path.basename(path if number == 0 else f"{number - 1}.qcow2")
         images.create(child, 32 * MIB, "qcow2", backing_file=below, backing_fmt="qcow2")
-        change(loop, child)
+        loop.change_file(child)
     for name, data in expected.items():
         same_bytes(blockio.content(os.path.join(point, name)), data, name)
     run("umount", point)
@@ -363,7 +357,7 @@ def caller_of_a_snapshot_is_killed(t):
     with blockio.Direct(loop.path) as device:
         images.scribble(device, shadow, 1, count=15)
         mapper.switch((sectors, "slow"))
-        task = Task(lambda: change(loop, child))
+        task = Task(lambda: loop.change_file(child))
         task.wait_until_it_hangs()
         task.kill()
         equal(task.outcome(), "killed", "LOOP_CHANGE_FD")
@@ -446,8 +440,7 @@ def overlay_is_refused(t, case):
     files = [images.Unchanged(name) for name in (path, t.path("base.raw"))]
     before = layers.state(loop)
     with layers.one_line(t, rf"{loop.name}: refused: qcow2: {says}"):
-        with loopdev.opened(path, os.O_RDWR) as fd:
-            fails_with(number, loop.change_fd, fd)
+        fails_with(number, loop.change_file, path)
     for file in files:
         file.check()
     system.wait_until(lambda: layers.state(loop) == before, lambda: f"{before}, {layers.state(loop)}")
@@ -488,8 +481,7 @@ def overlay_with_compressed_data(t):
         t.path("new.raw"), path)
     below = images.Unchanged(t.path("base.raw"))
     loop = t.attach(t.path("base.raw"))
-    with loopdev.opened(path, os.O_RDWR) as fd:
-        loop.change_fd(fd)
+    loop.change_file(path)
     same_bytes(images.whole(loop), hidden, "device")
     blockio.direct_write(loop.path, 512, b"n" * 512)
     loop.detach()

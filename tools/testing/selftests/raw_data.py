@@ -290,8 +290,7 @@ def change_fd_on_a_read_only_device(t):
     other = blockio.make_file(t.path("b"), 4 * MIB, 2)
     loop = loopdev.attach_read_only(path)
     t.defer(loop.detach_if_bound)
-    with open(t.path("b"), "rb") as file:
-        loop.ioctl(loopdev.CHANGE_FD, file.fileno(), os.O_RDONLY)
+    loop.change_file(t.path("b"), os.O_RDONLY, os.O_RDONLY)
     same_bytes(blockio.direct_read(loop.path, 0, 4 * MIB), other, "device")
 
 
@@ -300,8 +299,7 @@ def change_fd_on_a_writable_device_is_refused(t):
     path, _ = on_tmpfs(t)
     blockio.make_file(t.path("b"), 4 * MIB, 2)
     loop = t.attach(path)
-    with open(t.path("b"), "r+b") as file:
-        fails_with(22, loop.ioctl, loopdev.CHANGE_FD, file.fileno(), os.O_RDWR)
+    fails_with(22, loop.change_file, t.path("b"))
 
 
 @suite.cases(buffered=(), direct_to_file=("--direct-io=on",))

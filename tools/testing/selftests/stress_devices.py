@@ -97,8 +97,8 @@ class Chaos:
 
     def change_fd(self, rng):
         """LOOP_CHANGE_FD."""
-        with open(rng.choice(self.files), "rb") as file:
-            rng.choice(self.loops).ioctl(loopdev.CHANGE_FD, file.fileno())
+        path = rng.choice(self.files)
+        rng.choice(self.loops).change_file(path, os.O_RDONLY, os.O_RDONLY)
 
     def set_status(self, rng):
         """LOOP_SET_STATUS64."""
@@ -255,8 +255,7 @@ def reads_while_the_file_changes(t):
     end, turn = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         turn += 1
-        with open(paths[turn % 2], "rb") as file:
-            loop.ioctl(loopdev.CHANGE_FD, file.fileno())
+        loop.change_file(paths[turn % 2], os.O_RDONLY, os.O_RDONLY)
         expected = "AB"[turn % 2].encode()
         equal(blockio.direct_read(loop.path, 0, 512)[:1], expected, f"file after change {turn}")
     jobs.finish(running)

@@ -106,11 +106,7 @@ def differencing_on_two_devices(t):
 def snapshot(chain, loop):
     """Puts an empty child on the device's file; returns the one that is below then."""
     path = vhd_child.child_of(chain, SIZE, block_size=64 << 10).write(vhd_child.child_path(chain))
-    fd = os.open(path, os.O_RDWR)
-    try:
-        loop.change_fd(fd)
-    finally:
-        os.close(fd)
+    loop.change_file(path)
     below = images.Unchanged(chain.paths[0])
     chain.paths.insert(0, path)
     return below

@@ -128,8 +128,7 @@ def snapshots_meanwhile(t):
             continue
         cid = taken
         path = top_of(path, now, cid)
-        with loopdev.opened(path, os.O_RDWR) as fd:
-            loop.change_fd(fd)
+        loop.change_file(path)
         taken += 1
     print(f"# {taken} snapshots")
     print(f"# {jobs.finish(running)} actions")

@@ -221,12 +221,6 @@ def with_children(folder, kind, count):
     return chain, children
 
 
-def switch(loop, path):
-    """LOOP_CHANGE_FD."""
-    with loopdev.opened(path, os.O_RDWR) as fd:
-        loop.change_fd(fd)
-
-
 def in_the_store(t, paths):
     """The same files, when the power is back."""
     t.mount("/dev/ram0", where="disk")
@@ -245,7 +239,7 @@ def snapshot_then_power_fails(t, kind):
     loop = layers.attach_auto(t, chain.paths[0])
     with Direct(loop.path) as device:
         images.scribble(device, shadow)
-        switch(loop, child)
+        loop.change_file(child)
         device.flush()
     mapper.switch(LOSSY)
     take_down(loop, folder)
@@ -265,7 +259,7 @@ def snapshots_under_load_then_power_fails(t, kind):
     for child in children:
         seen = writer.writes
         writer.goes_on(lambda seen=seen: writer.writes > seen + 20, "there are more writes")
-        switch(loop, child)
+        loop.change_file(child)
     seen = writer.flushes
     writer.goes_on(lambda: writer.flushes > seen + 2, "there are more flushes")
     end(writer)
@@ -285,7 +279,7 @@ def power_fails_during_a_snapshot(t, case):
     loop = layers.attach_auto(t, chain.paths[0])
     writer = started(t, Writer(loop.path, chain.guest, seed))
     writer.goes_on(lambda: writer.flushes and writer.writes > 20, "there are writes, and a flush")
-    change = threading.Thread(target=switch, args=(loop, child))
+    change = threading.Thread(target=loop.change_file, args=(child,))
     change.start()
     time.sleep(random.Random(seed).random() * 0.2)
     end(writer)

@@ -458,12 +458,6 @@ def snapshot_of(path, name, size, **fields):
     return image.write(os.path.join(os.path.dirname(path), name))
 
 
-def change(loop, path):
-    """LOOP_CHANGE_FD."""
-    with loopdev.opened(path, os.O_RDWR) as fd:
-        loop.change_fd(fd)
-
-
 @suite.cases(sparse="sparse", flat="flat", split="split")
 def live_snapshots(t, kind):
     """Under a mounted file system: it goes on in the child, and what is below is left as it is."""
@@ -480,7 +474,7 @@ def live_snapshots(t, kind):
         os.sync()
         path = snapshot_of(path, f"{number}.vmdk", size)
         old = layers.of(loop)[0].path
-        change(loop, path)
+        loop.change_file(path)
         below.append(images.Unchanged(old))
         equal(layers.paths(loop)[:2], [path, old], "layers")
         # From here on the child is written, so its CID is another one.
@@ -536,8 +530,7 @@ def change_is_refused(t, case):
     layers.allow_parents(t, "any")
     file, before = images.Unchanged(path), layers.state(loop)
     with layers.one_line(t, rf"{loop.name}: refused: vmdk: {says}"):
-        with loopdev.opened(path, os.O_RDWR) as fd:
-            fails_with(errno.EINVAL, loop.change_fd, fd)
+        fails_with(errno.EINVAL, loop.change_file, path)
     file.check()
     system.wait_until(lambda: layers.state(loop) == before, lambda: f"{before}, {layers.state(loop)}")
     blockio.direct_write(loop.path, 4096, data)

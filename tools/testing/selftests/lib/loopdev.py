@@ -103,6 +103,11 @@ class Loop:
         """LOOP_CHANGE_FD, through the device opened with `mode`."""
         self.ioctl(CHANGE_FD, fd, mode)
 
+    def change_file(self, path, flags=os.O_RDWR, mode=os.O_RDWR):
+        """The same, with a descriptor of `path`, opened with `flags`."""
+        with opened(path, flags) as fd:
+            self.change_fd(fd, mode)
+
     def set_capacity(self):
         """LOOP_SET_CAPACITY: the size of the file or disk has changed."""
         self.ioctl(SET_CAPACITY)
