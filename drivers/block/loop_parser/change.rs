@@ -29,7 +29,6 @@ use crate::{
         bdev::OpenMode,
         bindings::{
             LO_FLAGS_DIRECT_IO,
-            LO_FLAGS_PARTSCAN,
             LO_FLAGS_READ_ONLY, //
         },
         file::BackingFile, //
@@ -52,11 +51,13 @@ pub(crate) fn change_fd(device: &Device, mode: OpenMode, fd: u32) -> Result {
     };
     drop(changing);
     disk.suppress_uevents(false);
-    if matches!(result, Ok(true)) {
+    if result.is_ok() {
+        // Those of the old file have to go even if nobody is to look for new ones. The C driver leaves
+        // them then.
         reread_partitions(device);
     }
     disk.uevent_change();
-    result.map(|_| ())
+    result
 }
 
 fn is_read_write(device: &Device) -> Result<bool> {
@@ -64,8 +65,7 @@ fn is_read_write(device: &Device) -> Result<bool> {
     Ok(config.bound().is_ok() && !config.has_flag(LO_FLAGS_READ_ONLY))
 }
 
-/// Returns whether to look for partitions.
-fn change(device: &Device, file: &Arc<BackingFile>) -> Result<bool> {
+fn change(device: &Device, file: &Arc<BackingFile>) -> Result {
     let choice = {
         let config = device.config_killable()?;
         check(&config)?;
@@ -77,15 +77,14 @@ fn change(device: &Device, file: &Arc<BackingFile>) -> Result<bool> {
     let mut other = open_image(device, file, &choice, false)?;
     let new_image = other.user.image().clone();
     device.disk_ref().suppress_uevents(true);
-    let scan = {
+    {
         let _validate = validate_file(file, device, Occasion::Change)?;
         let mut config = device.config_killable()?;
         check(&config)?;
         swap(device, &mut config, &mut other)?;
-        config.has_flag(LO_FLAGS_PARTSCAN)
-    };
+    }
     attributes::replace(device, other.user.image(), &new_image);
-    Ok(scan)
+    Ok(())
 }
 
 fn check(config: &Config) -> Result {

@@ -125,6 +125,45 @@ def partx_without_partscan(t):
 
 
 @suite.test
+def partitions_added_by_hand_vanish_with_detach(t):
+    loop = t.losetup(disk(t))
+    run("partx", "-a", loop.path)
+    run("losetup", "-d", loop.path)
+    equal(partitions(loop), {}, "partitions after detaching")
+
+
+@suite.cases(scanned=["-P"], added_by_hand=[])
+def partitions_vanish_with_the_file(t, options):
+    """LOOP_CHANGE_FD to a file without any."""
+    loop = t.losetup("-r", *options, disk(t))
+    if not options:
+        run("partx", "-a", loop.path)
+    equal(partitions(loop), TWO, "partitions")
+    other = blockio.make_sparse(t.path("other"), 32 * MIB)
+    loop.change_file(other, os.O_RDONLY, os.O_RDONLY)
+    t.record("partitions of the other file", partitions(loop))
+
+
+@suite.test
+def mounted_partition_outlives_the_file(t):
+    """LOOP_CHANGE_FD to a copy of the file. That the other partition stays, too, is logged."""
+    t.allow_log(r"loop: loop_reread_partitions: partition scan of loop\d+ \(.*\) failed \(rc=-16\)")
+    path = disk(t)
+    loop = t.losetup("-P", path)
+    run("mkfs.ext4", "-q", loop.part(2))
+    run("losetup", "-d", loop.path)
+    run("cp", path, t.path("copy"))
+    loop = t.losetup("-r", path)
+    run("partx", "-a", loop.path)
+    point = t.mount(loop.part(2), "-o", "ro")
+    loop.change_file(t.path("copy"), os.O_RDONLY, os.O_RDONLY)
+    equal(partitions(loop), TWO, "partitions")
+    equal(os.listdir(point), ["lost+found"], "files")
+    run("umount", point)
+    run("e2fsck", "-fn", loop.part(2))
+
+
+@suite.test
 def reread_partition_table(t):
     loop = t.losetup("-P", blockio.make_sparse(t.path("disk"), 32 * MIB))
     equal(partitions(loop), {}, "partitions before")
