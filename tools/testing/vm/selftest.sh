@@ -137,6 +137,34 @@ test_failures() {
 	ok "a guest that vanishes is 122" status_is vanish 122
 }
 
+# Wait until a command succeeds, or the machine in the background has ended.
+until_works() {
+	until "$@"; do
+		[[ $(jobs -rp) ]] || return 1
+		sleep 0.1
+	done
+}
+
+# Make QEMU of this script's machine abort, as soon as it is there.
+abort_qemu() {
+	until_works pkill -ABRT -f "^qemu-system-x86_64 .*$work/share"
+}
+
+test_abort() {
+	boot early -- sh -c 'echo ran' &
+	abort_qemu
+	wait
+	ok "if QEMU aborts, the guest is booted again" status_is early 0
+	ok "this is said" err_has early 'QEMU aborted .*; booting again (1)'
+	ok "the command runs once" cmp <(echo ran) "$work/early.out"
+	boot late -- sh -c 'echo ran; sleep 1000' &
+	until_works grep -qs ran "$work/late.out"
+	abort_qemu
+	wait
+	ok "if QEMU aborts after the command has started, it is not" status_is late 122
+	ok "the command has run once" cmp <(echo ran) "$work/late.out"
+}
+
 test_warning() {
 	boot warning --icount -- \
 		sh -c 'echo "WARNING: drivers/x.c:1 at x+0x1/0x2, CPU#0: x/1" >/dev/kmsg; nproc'
@@ -158,6 +186,7 @@ test_usage() {
 prepare_share
 test_ordinary
 test_failures
+test_abort
 test_warning
 test_usage
 echo "1..$count"
