@@ -284,8 +284,7 @@ def no_cycle_by_changing_ours(t):
     stock = loopdev.attach_read_only(loop.path)
     t.defer(stock.detach_if_bound)
     t.expect_log(REFUSED)
-    with stock.opened() as fd:
-        fails_with(errno.EINVAL, loop.ioctl, loopdev.CHANGE_FD, fd)
+    fails_with(errno.EINVAL, loop.change_file_read_only, stock.path)
     same_bytes(images.whole(stock), blockio.content(t.path("raw")), "stock device")
     stock.detach()
 
@@ -328,8 +327,7 @@ def no_cycle_through_both_of_ours(t):
     loopdev.attach_read_only(blockio.make_sparse(t.path("raw"), MIB), loop=loop)
     other = loopdev.attach_read_only(loop.path)
     t.defer(other.detach_if_bound)
-    with other.opened() as fd:
-        fails_with(errno.EBADF, loop.ioctl, loopdev.CHANGE_FD, fd)
+    fails_with(errno.EBADF, loop.change_file_read_only, other.path)
     other.detach()
 
 

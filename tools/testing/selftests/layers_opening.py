@@ -749,7 +749,7 @@ class Changed:
 
     def change(self):
         """LOOP_CHANGE_FD to the child."""
-        self.loop.change_file(self.pair.child, os.O_RDONLY, os.O_RDONLY)
+        self.loop.change_file_read_only(self.pair.child)
 
     def refused(self, number, says):
         """The change fails, with a log line, and the device goes on with its file."""

@@ -540,12 +540,12 @@ def read_only_device_takes_any_file_of_its_size(t):
     t.defer(loop.detach_if_bound)
     sequence = uevents.sequence(loop)
     with uevents.Listener() as listener:
-        loop.change_file(path, os.O_RDONLY, os.O_RDONLY)
+        loop.change_file_read_only(path)
         ensure(listener.events(), "udev was not told")
     ensure(uevents.sequence(loop) > sequence, "the sequence number has not changed")
     same_bytes(images.whole(loop), other.guest(), "device")
     blockio.make_sparse(t.path("small"), MIB)
-    fails_with(errno.EINVAL, loop.change_file, t.path("small"), os.O_RDONLY, os.O_RDONLY)
+    fails_with(errno.EINVAL, loop.change_file_read_only, t.path("small"))
 
 
 @suite.test

@@ -290,7 +290,7 @@ def change_fd_on_a_read_only_device(t):
     other = blockio.make_file(t.path("b"), 4 * MIB, 2)
     loop = loopdev.attach_read_only(path)
     t.defer(loop.detach_if_bound)
-    loop.change_file(t.path("b"), os.O_RDONLY, os.O_RDONLY)
+    loop.change_file_read_only(t.path("b"))
     same_bytes(blockio.direct_read(loop.path, 0, 4 * MIB), other, "device")
 
 

@@ -73,11 +73,6 @@ def disk(t, name="disk", table=TABLE):
     return path
 
 
-def change_fd(loop, path):
-    """LOOP_CHANGE_FD, with nothing opened for writing."""
-    loop.change_file(path, os.O_RDONLY, os.O_RDONLY)
-
-
 @suite.cases(plain={}, partscan={"flags": loopdev.PARTSCAN}, read_only={"flags": loopdev.READ_ONLY},
              window={"offset": MIB, "sizelimit": 3 * MIB}, sectors_of_4096={"block_size": 4096},
              direct_io={"flags": loopdev.DIRECT_IO}, empty={"offset": 32 * MIB})
@@ -137,17 +132,17 @@ def change_of_the_file(t):
     short = blockio.make_sparse(t.path("short"), MIB)
     observer = Observer(t, loopdev.free())
     loop = observer.loop
-    observer.step("unbound", change_fd, loop, paths[1])
+    observer.step("unbound", loop.change_file_read_only, paths[1])
     observer.step("attach", t.attach, paths[0], loop=loop)
-    observer.step("not read-only", change_fd, loop, paths[1])
+    observer.step("not read-only", loop.change_file_read_only, paths[1])
     observer.step("detach", loop.detach)
     observer.step("attach read-only", t.attach, paths[0], loop=loop,
                   flags=loopdev.READ_ONLY | loopdev.PARTSCAN)
-    observer.step("change", change_fd, loop, paths[1])
-    observer.step("too short", change_fd, loop, short)
-    observer.step("a folder", change_fd, loop, "/")
+    observer.step("change", loop.change_file_read_only, paths[1])
+    observer.step("too short", loop.change_file_read_only, short)
+    observer.step("a folder", loop.change_file_read_only, "/")
     observer.step("no descriptor", loop.ioctl, loopdev.CHANGE_FD, 999)
-    observer.step("change back", change_fd, loop, paths[0])
+    observer.step("change back", loop.change_file_read_only, paths[0])
     observer.step("detach", loop.detach)
 
 

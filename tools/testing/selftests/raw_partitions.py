@@ -140,7 +140,7 @@ def partitions_vanish_with_the_file(t, options):
         run("partx", "-a", loop.path)
     equal(partitions(loop), TWO, "partitions")
     other = blockio.make_sparse(t.path("other"), 32 * MIB)
-    loop.change_file(other, os.O_RDONLY, os.O_RDONLY)
+    loop.change_file_read_only(other)
     t.record("partitions of the other file", partitions(loop))
 
 
@@ -156,7 +156,7 @@ def mounted_partition_outlives_the_file(t):
     loop = t.losetup("-r", path)
     run("partx", "-a", loop.path)
     point = t.mount(loop.part(2), "-o", "ro")
-    loop.change_file(t.path("copy"), os.O_RDONLY, os.O_RDONLY)
+    loop.change_file_read_only(t.path("copy"))
     equal(partitions(loop), TWO, "partitions")
     equal(os.listdir(point), ["lost+found"], "files")
     run("umount", point)

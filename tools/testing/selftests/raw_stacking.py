@@ -50,10 +50,8 @@ def cycles_are_refused(t):
     loops = [t.attach(backings.on_tmpfs(t), flags=loopdev.READ_ONLY, mode=os.O_RDONLY)]
     for _ in range(3):
         loops.append(t.attach(loops[-1].path, file_flags=os.O_RDONLY))
-    with open(loops[-1].path, "rb") as file:
-        fails_with(errno.EBADF, loops[0].ioctl, loopdev.CHANGE_FD, file.fileno())
-    with open(loops[0].path, "rb") as file:
-        fails_with(errno.EBADF, loops[0].ioctl, loopdev.CHANGE_FD, file.fileno())
+    fails_with(errno.EBADF, loops[0].change_file_read_only, loops[-1].path)
+    fails_with(errno.EBADF, loops[0].change_file_read_only, loops[0].path)
     for loop in reversed(loops):
         loop.detach()
 

@@ -98,7 +98,7 @@ class Chaos:
     def change_fd(self, rng):
         """LOOP_CHANGE_FD."""
         path = rng.choice(self.files)
-        rng.choice(self.loops).change_file(path, os.O_RDONLY, os.O_RDONLY)
+        rng.choice(self.loops).change_file_read_only(path)
 
     def set_status(self, rng):
         """LOOP_SET_STATUS64."""
@@ -255,7 +255,7 @@ def reads_while_the_file_changes(t):
     end, turn = time.monotonic() + seconds, 0
     while time.monotonic() < end:
         turn += 1
-        loop.change_file(paths[turn % 2], os.O_RDONLY, os.O_RDONLY)
+        loop.change_file_read_only(paths[turn % 2])
         expected = "AB"[turn % 2].encode()
         equal(blockio.direct_read(loop.path, 0, 512)[:1], expected, f"file after change {turn}")
     jobs.finish(running)

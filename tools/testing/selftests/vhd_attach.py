@@ -304,7 +304,7 @@ def change_fd_to_another_vhd(t):
     loop.detach()
     loop = loopdev.attach_read_only(paths[0])
     t.defer(loop.detach_if_bound)
-    loop.change_file(paths[1], os.O_RDONLY, os.O_RDONLY)
+    loop.change_file_read_only(paths[1])
     same_bytes(blockio.direct_read(loop.path, MIB, MIB), data, "device")
     equal(loop.attr("loop/backing_file"), paths[1], "backing_file")
 

@@ -108,6 +108,10 @@ class Loop:
         with opened(path, flags) as fd:
             self.change_fd(fd, mode)
 
+    def change_file_read_only(self, path):
+        """The same, with neither the file nor the device opened for writing."""
+        self.change_file(path, os.O_RDONLY, os.O_RDONLY)
+
     def set_capacity(self):
         """LOOP_SET_CAPACITY: the size of the file or disk has changed."""
         self.ioctl(SET_CAPACITY)
